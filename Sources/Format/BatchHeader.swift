@@ -1,0 +1,147 @@
+/// The head of a batch: what the records behind it are, and which batch comes before it.
+///
+/// The first 96 bytes are the same in both rooms and on the wire; the chain is computed over them. The rest is each
+/// journal's own: where this copy lies and in which incarnation of the journal, so that a payload which happens to
+/// contain a copy of a journal is never taken for a batch.
+///
+/// ```
+/// byte  0  magic "LSBATCH1"                                   8
+///       8  version (1)                                        u16
+///      10  reserved                                           u16
+///      12  epoch                                              u32
+///      16  mirror id                                          16
+///      32  first seq                                          u64
+///      40  record count                                       u32
+///      44  meta length: this header and the records, bytes    u32
+///      48  payload area, 4 KiB pages                          u32
+///      52  CRC-32C of the records (meta without this header)  u32
+///      56  chain of the batch before                          u64
+///      64  committed seq known when it was closed             u64
+///      72  time of closing, nanoseconds since 1970            i64
+///      80  reserved                                           16
+///      --  96: the end of what is shared  --
+///      96  position in the journal, bytes (0 on the wire)     u64
+///     104  the journal's incarnation (0 on the wire)          u64
+///     112  reserved                                           12
+///     124  CRC-32C of bytes 0 to 123                          u32
+/// ```
+public struct BatchHeader: Sendable, Hashable {
+    public static let byteCount = 128
+    public static let sharedByteCount = 96
+    /// "LSBATCH1" read as a little-endian number.
+    public static let magic: UInt64 = 0x3148_4354_4142_534C
+    public static let version: UInt16 = 1
+
+    public var epoch: Epoch
+    public var mirror: MirrorID
+    public var firstSeq: Seq
+    public var recordCount: Int
+    /// Bytes: this header and the records, without padding.
+    public var metaLength: Int
+    public var payloadPages: Int
+    public var recordsChecksum: UInt32
+    public var previousChain: UInt64
+    public var committedSeq: Seq
+    public var closedAt: Int64
+    public var position: UInt64 = 0
+    public var incarnation: UInt64 = 0
+
+    public init(
+        epoch: Epoch, mirror: MirrorID, firstSeq: Seq, recordCount: Int, metaLength: Int, payloadPages: Int,
+        recordsChecksum: UInt32, previousChain: UInt64, committedSeq: Seq, closedAt: Int64
+    ) {
+        self.epoch = epoch
+        self.mirror = mirror
+        self.firstSeq = firstSeq
+        self.recordCount = recordCount
+        self.metaLength = metaLength
+        self.payloadPages = payloadPages
+        self.recordsChecksum = recordsChecksum
+        self.previousChain = previousChain
+        self.committedSeq = committedSeq
+        self.closedAt = closedAt
+    }
+
+    public var lastSeq: Seq { firstSeq + (recordCount - 1) }
+    /// Bytes of the meta area on disk: padded to whole pages.
+    public var paddedMetaLength: Int { (metaLength + Batch.pageBytes - 1) / Batch.pageBytes * Batch.pageBytes }
+    /// Bytes the batch takes on disk.
+    public var diskLength: Int { paddedMetaLength + payloadPages * Batch.pageBytes }
+
+    /// The chain value of this batch: XXH3 over the shared bytes, which hold the chain of the batch before.
+    public var chain: UInt64 {
+        unsafe encoded().withUnsafeBytes { bytes in
+            unsafe hash64(UnsafeRawBufferPointer(rebasing: bytes[..<BatchHeader.sharedByteCount]), seed: 0)
+        }
+    }
+
+    /// The 128 bytes, checksum filled in.
+    public func encoded() -> [UInt8] {
+        var writer = ByteWriter(reserving: BatchHeader.byteCount)
+        writer.put(BatchHeader.magic)
+        writer.put(BatchHeader.version)
+        writer.put(UInt16(0))
+        writer.put(epoch)
+        writer.put(mirror)
+        writer.put(firstSeq)
+        writer.put(UInt32(recordCount))
+        writer.put(UInt32(metaLength))
+        writer.put(UInt32(payloadPages))
+        writer.put(recordsChecksum)
+        writer.put(previousChain)
+        writer.put(committedSeq)
+        writer.put(closedAt)
+        writer.put(UInt64(0))
+        writer.put(UInt64(0))
+        writer.put(position)
+        writer.put(incarnation)
+        writer.put(UInt64(0))
+        writer.put(UInt32(0))
+        writer.put(crc32c(writer.bytes))
+        return writer.bytes
+    }
+
+    /// Reads and checks a header: magic, version, checksum, and that the numbers are possible.
+    public init(decoding bytes: some Collection<UInt8>) throws(DecodingError) {
+        var reader = ByteReader(Array(bytes.prefix(BatchHeader.byteCount)))
+        guard reader.remaining == BatchHeader.byteCount else { throw DecodingError("truncated batch header", at: 0) }
+        guard try reader.get(UInt64.self, "magic") == BatchHeader.magic else {
+            throw DecodingError("no batch header", at: 0)
+        }
+        let version = try reader.get(UInt16.self, "version")
+        guard version == BatchHeader.version else { throw DecodingError("batch version \(version)", at: 8) }
+        try reader.skip(2)
+        epoch = try reader.getEpoch()
+        mirror = try reader.getMirrorID()
+        firstSeq = try reader.getSeq()
+        recordCount = Int(try reader.get(UInt32.self, "record count"))
+        metaLength = Int(try reader.get(UInt32.self, "meta length"))
+        payloadPages = Int(try reader.get(UInt32.self, "payload pages"))
+        recordsChecksum = try reader.get(UInt32.self, "records checksum")
+        previousChain = try reader.get(UInt64.self, "chain")
+        committedSeq = try reader.getSeq()
+        closedAt = try reader.get(Int64.self, "time")
+        try reader.skip(16)
+        position = try reader.get(UInt64.self, "position")
+        incarnation = try reader.get(UInt64.self, "incarnation")
+        try reader.skip(12)
+        let found = try reader.get(UInt32.self, "header checksum")
+        guard found == crc32c(bytes.prefix(BatchHeader.byteCount - 4)) else {
+            throw DecodingError("batch header checksum", at: 124)
+        }
+        guard recordCount >= 1, recordCount <= BatchLimits.records, metaLength > BatchHeader.byteCount,
+            metaLength <= BatchLimits.metaBytes, payloadPages <= BatchLimits.payloadPages, firstSeq > .zero,
+            committedSeq < firstSeq
+        else { throw DecodingError("impossible batch header", at: 0) }
+    }
+}
+
+/// Limits of a batch.
+public enum BatchLimits {
+    public static let records = 4096
+    public static let metaBytes = 512 << 10
+    /// 4 MiB: at least one of the longest payloads, and what a disk writes in about a millisecond.
+    public static let payloadPages = 1024
+    /// The most a batch takes on disk, bytes.
+    public static let diskBytes = metaBytes + payloadPages * Batch.pageBytes
+}
