@@ -1,0 +1,301 @@
+import Foundation
+import Synchronization
+
+/// One room: a machine with an address, its own directories, and processes.
+public final class Room: Sendable {
+    public let name: String
+    /// The host number in the building's networks, from 1.
+    public let number: Int
+    public var address: String { "10.77.0.\(number)" }
+    public var address6: String { "fd77::\(number)" }
+    /// Prefix lengths of `address` and `address6`.
+    public static let prefixLength = 24
+    public static let prefixLength6 = 64
+    /// The name of the room's network interface inside the room.
+    public static let interface = "eth0"
+    /// Where this room's private paths, images and logs are on the host.
+    public let directory: String
+    public let privatePaths: [String]
+
+    let network: String
+    let building: String
+    private let buildingDirectory: String
+    private unowned let owner: Building
+    /// The room's subtree of the unified cgroup hierarchy, or nil where that is not mounted or may not be written.
+    let cgroup: String?
+
+    struct State {
+        var holder: Int32 = 0
+        var processes: [RoomProcess] = []
+        var images: [Image] = []
+        var logSerial = 0
+    }
+    struct Image {
+        var file: String
+        var mountPoint: String
+    }
+    private let state = Mutex(State())
+
+    init(name: String, number: Int, building: Building, privatePaths: [String]) {
+        self.name = name
+        self.number = number
+        self.building = building.identifier
+        owner = building
+        buildingDirectory = building.directory
+        directory = building.directory + "/" + name
+        network = building.identifier + "-" + name
+        self.privatePaths = privatePaths
+        cgroup = unifiedCgroup().map { $0 + "/" + building.identifier + "-" + name }
+    }
+
+    var hubInterface: String { "v-" + name }
+    /// The process that keeps the room's mount namespace alive.
+    var holder: Int32 { state.withLock { $0.holder } }
+
+    func make() throws {
+        try makeDirectory(directory)
+        try makeDirectory(directory + "/logs")
+        for path in privatePaths { try makeDirectory(source(of: path)) }
+        try succeedOnHost(["ip", "netns", "add", network])
+        try owner.inHub([
+            "ip", "link", "add", hubInterface, "type", "veth", "peer", "name", Room.interface, "netns", network,
+        ])
+        try owner.inHub(["ip", "link", "set", hubInterface, "master", "br0", "up"])
+        try inNetwork(["link", "set", "lo", "up"])
+        try inNetwork(["link", "set", Room.interface, "up"])
+        try addAddresses()
+        if let cgroup { try makeDirectory(cgroup) }
+        try startHolder()
+    }
+
+    @discardableResult
+    private func inNetwork(_ arguments: [String]) throws -> String {
+        try succeedOnHost(["nsenter", "--net=/run/netns/" + network, "ip"] + arguments)
+    }
+
+    private func addAddresses() throws {
+        try inNetwork(["addr", "add", "\(address)/\(Room.prefixLength)", "dev", Room.interface])
+        try inNetwork(["addr", "add", "\(address6)/\(Room.prefixLength6)", "dev", Room.interface, "nodad"])
+    }
+
+    /// Where a private path of this room is on the host.
+    private func source(of path: String) -> String {
+        directory + "/own" + path
+    }
+
+    /// The same file as seen from the host: `path` is resolved in the room's mount namespace.
+    public func hostPath(_ path: String) -> String { "/proc/\(holder)/root" + path }
+
+    // MARK: Namespaces
+
+    /// A sleeping process in the room's namespaces. It enters the room's cgroup only to make the cgroup namespace, and
+    /// leaves it again: killing the room must not take the namespaces with it.
+    private func startHolder() throws {
+        let ready = directory + "/holder-ready"
+        unlink(ready)
+        let enter = cgroup.map { "echo $$ > \($0)/cgroup.procs; " } ?? ""
+        let flags = cgroup == nil ? "" : "--cgroup "
+        let script = """
+            \(enter)exec nsenter --net=/run/netns/\(network) unshare \(flags)--mount --propagation private \
+            sh -c ': > "$0"; exec sleep infinity' \(ready)
+            """
+        let pid = try spawn(["sh", "-c", script], output: directory + "/logs/holder.log")
+        state.withLock { $0.holder = pid }
+        try waitUntil("room \(name) has its namespaces", within: 10) { access(ready, F_OK) == 0 }
+        if let cgroup, let root = unifiedCgroup() {
+            try write("\(pid)\n", to: root + "/cgroup.procs")
+            try enterMounts(["mount", "--bind", cgroup, root])
+        }
+        for path in privatePaths {
+            try makeMountPoint(path)
+            try enterMounts(["mount", "--bind", source(of: path), path])
+        }
+        for image in state.withLock({ $0.images }) {
+            try mount(image)
+        }
+    }
+
+    private func enterMounts(_ arguments: [String]) throws {
+        try succeedOnHost(["nsenter", "--mount=/proc/\(holder)/ns/mnt"] + arguments)
+    }
+
+    /// An empty directory on the host to mount over, noted so that the end of the run removes what was not there before.
+    private func makeMountPoint(_ path: String) throws {
+        guard path.hasPrefix("/"), !path.contains("/../") else {
+            throw RoomsError("'\(path)' cannot be a room's private path: give an absolute path.")
+        }
+        var missing: [String] = []
+        var at = path
+        while access(at, F_OK) != 0, at != "/" {
+            missing.append(at)
+            at = (at as NSString).deletingLastPathComponent
+        }
+        guard !missing.isEmpty else { return }
+        let list = buildingDirectory + "/mount-points"
+        let known = (try? String(contentsOfFile: list, encoding: .utf8)) ?? ""
+        try write(known + missing.joined(separator: "\n") + "\n", to: list)
+        try makeDirectory(path)
+    }
+
+    /// What `nsenter` needs to enter this room.
+    private var entrance: [String] {
+        ["nsenter", "--net=/run/netns/" + network, "--mount=/proc/\(holder)/ns/mnt"]
+            + (cgroup == nil ? [] : ["--cgroup=/proc/\(holder)/ns/cgroup"])
+    }
+
+    // MARK: Disks
+
+    /// Makes a disk image of its own for this room and mounts it, inside the room only.
+    ///
+    /// - Parameters:
+    ///   - path: the mount point inside the room; it must be one of the private paths or lie in one.
+    ///   - fileSystem: `ext4`, `xfs` or `btrfs`.
+    ///   - megabytes: XFS needs at least 300, btrfs 110.
+    public func addDisk(at path: String, fileSystem: String = "ext4", megabytes: Int = 512) throws {
+        let image = Image(
+            file: directory + "/disk-\(state.withLock { $0.images.count }).img", mountPoint: path)
+        let descriptor = Foundation.open(image.file, O_RDWR | O_CREAT | O_EXCL, 0o600)
+        guard descriptor >= 0, ftruncate(descriptor, off_t(megabytes) << 20) == 0 else {
+            throw RoomsError("Cannot make the disk image \(image.file): \(String(cString: strerror(errno))).")
+        }
+        Foundation.close(descriptor)
+        let force = fileSystem == "ext4" ? ["-q", "-F"] : ["-q", "-f"]
+        try succeedOnHost(["mkfs." + fileSystem] + force + [image.file])
+        try mount(image)
+        state.withLock { $0.images.append(image) }
+    }
+
+    private func mount(_ image: Image) throws {
+        try enterMounts(["mkdir", "-p", image.mountPoint])
+        try enterMounts(["mount", "-o", "loop", image.file, image.mountPoint])
+    }
+
+    // MARK: Processes
+
+    /// Starts a program in the room, in a process group of its own (Ctrl-C at the terminal does not reach it).
+    ///
+    /// - Parameters:
+    ///   - arguments: the program (a path, or a name found through PATH) and its arguments.
+    ///   - log: standard output and error are appended to this file; by default one in the room's directory.
+    public func start(
+        _ arguments: [String], as title: String? = nil, environment: [String: String] = [:], log: String? = nil
+    ) throws -> RoomProcess {
+        let title = title ?? (arguments[0] as NSString).lastPathComponent
+        let log = log ?? "\(directory)/logs/\(title).log"
+        let pid = try spawn(inside(arguments), environment: environment, output: log)
+        let process = RoomProcess(pid: pid, title: title, room: name, log: log)
+        state.withLock { $0.processes.append(process) }
+        return process
+    }
+
+    private func inside(_ arguments: [String]) -> [String] {
+        guard let cgroup else { return entrance + arguments }
+        return ["sh", "-c", "echo $$ > \"$0\" && exec \"$@\"", cgroup + "/cgroup.procs"] + entrance + arguments
+    }
+
+    /// Runs a program in the room to its end and returns what it wrote.
+    ///
+    /// - Parameter seconds: after this it is killed, and the call throws.
+    public func run(
+        _ arguments: [String], environment: [String: String] = [:], within seconds: Double = 30
+    ) throws -> Output {
+        let serial = state.withLock { state in
+            state.logSerial += 1
+            return state.logSerial
+        }
+        let base = "\(directory)/logs/run-\(serial)"
+        return try runToEnd(inside(arguments), environment: environment, within: seconds, files: base)
+    }
+
+    /// As `run`, but throws unless the exit status is 0. Returns standard output.
+    @discardableResult
+    public func succeed(
+        _ arguments: [String], environment: [String: String] = [:], within seconds: Double = 30
+    ) throws -> String {
+        let output = try run(arguments, environment: environment, within: seconds)
+        guard output.status == 0 else {
+            throw RoomsError(
+                "In room \(name), '\(arguments.joined(separator: " "))' ended with status \(output.status): "
+                    + (output.error + output.output).trimmingCharacters(in: .whitespacesAndNewlines))
+        }
+        return output.output
+    }
+
+    /// Every process in the room, also those the started ones have started; not the holder.
+    public var processIdentifiers: [Int32] {
+        var all = Set(processes(inNetwork: network))
+        if let cgroup { all.formUnion(processes(inCgroup: cgroup)) }
+        all.remove(holder)
+        return all.sorted()
+    }
+
+    /// SIGKILL to every process in the room, at one moment where the kernel has `cgroup.kill`; returns when all are gone.
+    ///
+    /// - Throws: if a process is still there after 10 s (it hangs in the kernel); the message names it.
+    public func killAll() throws {
+        killOnce()
+        try waitUntil("every process of room \(name) is dead", within: 10) {
+            reap()
+            if processIdentifiers.isEmpty { return true }
+            killOnce()
+            return false
+        } otherwise: {
+            processIdentifiers.map { "\($0) \(commandName(of: $0))" }.joined(separator: ", ")
+        }
+    }
+
+    private func killOnce() {
+        if let cgroup { try? write("1\n", to: cgroup + "/cgroup.kill") }
+        for pid in processIdentifiers { kill(pid, SIGKILL) }
+    }
+
+    /// SIGSTOP to every process in the room: the machine hangs, its kernel and its addresses stay.
+    public func pauseAll() { for pid in processIdentifiers { kill(pid, SIGSTOP) } }
+
+    /// SIGCONT to every process in the room.
+    public func resumeAll() { for pid in processIdentifiers { kill(pid, SIGCONT) } }
+
+    /// As if the machine was started again after `killAll()`: mounts and addresses that a dead daemon left are gone, the
+    /// files are there.
+    public func reboot() throws {
+        try killAll()
+        let old = state.withLock { state in
+            defer { state.holder = 0 }
+            return state.holder
+        }
+        if old != 0 {
+            kill(old, SIGKILL)
+            var status: Int32 = 0
+            waitpid(old, &status, 0)
+        }
+        try inNetwork(["addr", "flush", "dev", Room.interface])
+        try addAddresses()
+        try startHolder()
+    }
+
+    /// Collects the ended children, so that no zombies remain.
+    func reap() { for process in state.withLock({ $0.processes }) { _ = process.isRunning } }
+
+    /// For the end of the building: kills without complaint, the holder included.
+    func reapAfterKill() {
+        killOnce()
+        let holder = self.holder
+        if holder != 0 {
+            kill(holder, SIGKILL)
+            var status: Int32 = 0
+            waitpid(holder, &status, WNOHANG)
+        }
+        reap()
+    }
+
+    /// All interface addresses in the room, without prefix lengths.
+    public func addresses() throws -> [String] {
+        try inNetwork(["-o", "addr", "show", "dev", Room.interface])
+            .split(separator: "\n")
+            .compactMap { line in
+                let words = line.split(separator: " ")
+                guard words.count > 3, words[2].hasPrefix("inet") else { return nil }
+                return words[3].split(separator: "/").first.map(String.init)
+            }
+    }
+}
