@@ -117,7 +117,11 @@ import Testing
 
     @Test func aWaitThatFailsSaysWhatWasWaitedFor() {
         let error = #expect(throws: RoomsError.self) {
-            try waitUntil("pigs fly", within: 0.1) { false } otherwise: { "They sit." }
+            try waitUntil("pigs fly", within: 0.1) {
+                false
+            } otherwise: {
+                "They sit."
+            }
         }
         #expect(error?.description.contains("in vain until pigs fly. They sit.") == true)
     }

@@ -76,7 +76,10 @@ public final class Building: Sendable {
         do {
             try succeedOnHost(["ip", "netns", "add", hub])
             try inHub(
-                ["ip", "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0", "mcast_snooping", "0"])
+                [
+                    "ip", "link", "add", "br0", "type", "bridge", "stp_state", "0", "forward_delay", "0",
+                    "mcast_snooping", "0",
+                ])
             try inHub(["ip", "link", "set", "br0", "up"])
         } catch {
             close()

@@ -102,10 +102,13 @@ func sweepDeadRuns(in parent: String) {
     var identifiers: Set<String> = []
     for name in names {
         let parts = name.split(separator: "-", omittingEmptySubsequences: false)
-        guard parts.count >= 3, parts[0] == "lsk", let pid = Int32(parts[1]), let serial = Int(parts[2]) else { continue }
+        guard parts.count >= 3, parts[0] == "lsk", let pid = Int32(parts[1]), let serial = Int(parts[2]) else {
+            continue
+        }
         let identifier = "lsk-\(pid)-\(serial)"
         let owner = FileManager.default.contents(atPath: "\(parent)/\(identifier)/owner") ?? Data()
-        let recorded = String(decoding: owner, as: UTF8.self).split(whereSeparator: \.isWhitespace).last.map(String.init)
+        let recorded = String(decoding: owner, as: UTF8.self).split(whereSeparator: \.isWhitespace).last.map(
+            String.init)
         guard let running = startTime(of: pid) else {
             identifiers.insert(identifier)
             continue
