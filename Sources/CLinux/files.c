@@ -1,0 +1,200 @@
+#include "clinux_files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#ifndef FS_IOC_SHUTDOWN
+#define FS_IOC_SHUTDOWN _IOR('X', 125, __u32)
+#endif
+
+const int CLINUX_O_DIRECT = O_DIRECT, CLINUX_O_TMPFILE = O_TMPFILE, CLINUX_O_PATH = O_PATH,
+          CLINUX_O_NOATIME = O_NOATIME, CLINUX_O_DSYNC = O_DSYNC, CLINUX_O_SYNC = O_SYNC,
+          CLINUX_O_DIRECTORY = O_DIRECTORY, CLINUX_O_NOFOLLOW = O_NOFOLLOW, CLINUX_O_CLOEXEC = O_CLOEXEC;
+const int CLINUX_AT_EMPTY_PATH = AT_EMPTY_PATH, CLINUX_AT_SYMLINK_NOFOLLOW = AT_SYMLINK_NOFOLLOW,
+          CLINUX_AT_SYMLINK_FOLLOW = AT_SYMLINK_FOLLOW, CLINUX_AT_FDCWD = AT_FDCWD, CLINUX_AT_REMOVEDIR = AT_REMOVEDIR;
+const unsigned CLINUX_RENAME_NOREPLACE = RENAME_NOREPLACE, CLINUX_RENAME_EXCHANGE = RENAME_EXCHANGE;
+const int CLINUX_FALLOC_KEEP_SIZE = FALLOC_FL_KEEP_SIZE, CLINUX_FALLOC_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE,
+          CLINUX_FALLOC_ZERO_RANGE = FALLOC_FL_ZERO_RANGE, CLINUX_FALLOC_COLLAPSE_RANGE = FALLOC_FL_COLLAPSE_RANGE,
+          CLINUX_FALLOC_INSERT_RANGE = FALLOC_FL_INSERT_RANGE, CLINUX_FALLOC_UNSHARE_RANGE = FALLOC_FL_UNSHARE_RANGE;
+const int CLINUX_SEEK_DATA = SEEK_DATA, CLINUX_SEEK_HOLE = SEEK_HOLE;
+const int CLINUX_XATTR_CREATE = XATTR_CREATE, CLINUX_XATTR_REPLACE = XATTR_REPLACE;
+const uint32_t CLINUX_TIME_OMIT = UTIME_OMIT;
+const int CLINUX_MNT_DETACH = MNT_DETACH, CLINUX_MNT_FORCE = MNT_FORCE;
+const unsigned long CLINUX_MS_NOSUID = MS_NOSUID, CLINUX_MS_NODEV = MS_NODEV, CLINUX_MS_NOATIME = MS_NOATIME;
+
+static int checked(long result) { return result < 0 ? -errno : (int)result; }
+static ssize_t counted(ssize_t result) { return result < 0 ? -errno : result; }
+
+int clinux_open(const char *path, int flags, unsigned mode) { return checked(open(path, flags | O_CLOEXEC, mode)); }
+int clinux_openat(int directory, const char *path, int flags, unsigned mode) {
+    return checked(openat(directory, path, flags | O_CLOEXEC, mode));
+}
+int clinux_close(int fd) { return checked(close(fd)); }
+
+// The kernel's struct file_handle ends in a flexible array; here it has room for the largest one.
+union handle_room {
+    struct file_handle handle;
+    char room[sizeof(struct file_handle) + CLINUX_HANDLE_BYTES];
+};
+_Static_assert(CLINUX_HANDLE_BYTES >= MAX_HANDLE_SZ, "a handle must fit");
+
+int clinux_name_to_handle(int directory, const char *path, int flags, struct clinux_handle *out, int *mount_id) {
+    union handle_room room = {.handle.handle_bytes = CLINUX_HANDLE_BYTES};
+    int mount = 0;
+    if (name_to_handle_at(directory, path, &room.handle, &mount, flags) < 0) return -errno;
+    if (room.handle.handle_bytes > CLINUX_HANDLE_BYTES) return -EOVERFLOW;
+    memset(out, 0, sizeof *out);
+    out->type = room.handle.handle_type;
+    out->length = room.handle.handle_bytes;
+    memcpy(out->bytes, room.room + offsetof(struct file_handle, f_handle), out->length);
+    if (mount_id) *mount_id = mount;
+    return 0;
+}
+
+int clinux_open_by_handle(int mount_fd, const struct clinux_handle *handle, int flags) {
+    if (handle->length > CLINUX_HANDLE_BYTES) return -EINVAL;
+    union handle_room room = {.handle = {.handle_bytes = handle->length, .handle_type = handle->type}};
+    memcpy(room.room + offsetof(struct file_handle, f_handle), handle->bytes, handle->length);
+    return checked(open_by_handle_at(mount_fd, &room.handle, flags | O_CLOEXEC));
+}
+
+int clinux_renameat2(int old_directory, const char *old_path, int new_directory, const char *new_path, unsigned flags) {
+    return checked(renameat2(old_directory, old_path, new_directory, new_path, flags));
+}
+int clinux_linkat(int old_directory, const char *old_path, int new_directory, const char *new_path, int flags) {
+    return checked(linkat(old_directory, old_path, new_directory, new_path, flags));
+}
+int clinux_mknodat(int directory, const char *path, unsigned mode, uint64_t device) {
+    return checked(mknodat(directory, path, mode, (dev_t)device));
+}
+int clinux_fallocate(int fd, int mode, uint64_t offset, uint64_t length) {
+    return checked(fallocate(fd, mode, (off_t)offset, (off_t)length));
+}
+int clinux_syncfs(int fd) { return checked(syncfs(fd)); }
+int clinux_fsync(int fd) { return checked(fsync(fd)); }
+int clinux_fdatasync(int fd) { return checked(fdatasync(fd)); }
+int clinux_ftruncate(int fd, uint64_t size) { return checked(ftruncate(fd, (off_t)size)); }
+int clinux_fs_shutdown(int fd, uint32_t mode) { return checked(ioctl(fd, FS_IOC_SHUTDOWN, &mode)); }
+
+ssize_t clinux_pread_nowait(int fd, void *buffer, size_t length, uint64_t offset) {
+    struct iovec vector = {.iov_base = buffer, .iov_len = length};
+    return counted(preadv2(fd, &vector, 1, (off_t)offset, RWF_NOWAIT));
+}
+ssize_t clinux_pread(int fd, void *buffer, size_t length, uint64_t offset) {
+    return counted(pread(fd, buffer, length, (off_t)offset));
+}
+ssize_t clinux_pwrite(int fd, const void *buffer, size_t length, uint64_t offset) {
+    return counted(pwrite(fd, buffer, length, (off_t)offset));
+}
+ssize_t clinux_pwritev(int fd, const struct iovec *vectors, int count, uint64_t offset) {
+    return counted(pwritev(fd, vectors, count, (off_t)offset));
+}
+
+int clinux_statx(int directory, const char *path, int flags, struct clinux_stat *out) {
+    struct statx found;
+    unsigned mask = STATX_BASIC_STATS | STATX_BTIME | 0x1000 /* mount id */ | 0x2000 /* O_DIRECT alignment */;
+    if (statx(directory, path, flags, mask, &found) < 0) return -errno;
+    // glibc 2.36 does not name the two alignment fields that follow stx_mnt_id (kernel 6.1).
+    uint32_t alignment[2] = {0, 0};
+    if (found.stx_mask & 0x2000)
+        memcpy(alignment, (const char *)&found + offsetof(struct statx, stx_mnt_id) + sizeof(uint64_t), sizeof alignment);
+    *out = (struct clinux_stat){
+        .inode = found.stx_ino,
+        .size = found.stx_size,
+        .blocks = found.stx_blocks,
+        .mount_id = found.stx_mnt_id,
+        .mode = found.stx_mode,
+        .links = found.stx_nlink,
+        .user = found.stx_uid,
+        .group = found.stx_gid,
+        .block_size = found.stx_blksize,
+        .device_major = found.stx_dev_major,
+        .device_minor = found.stx_dev_minor,
+        .special_major = found.stx_rdev_major,
+        .special_minor = found.stx_rdev_minor,
+        .mask = found.stx_mask,
+        .access_s = found.stx_atime.tv_sec,
+        .modify_s = found.stx_mtime.tv_sec,
+        .change_s = found.stx_ctime.tv_sec,
+        .birth_s = found.stx_btime.tv_sec,
+        .access_ns = found.stx_atime.tv_nsec,
+        .modify_ns = found.stx_mtime.tv_nsec,
+        .change_ns = found.stx_ctime.tv_nsec,
+        .birth_ns = found.stx_btime.tv_nsec,
+        .direct_memory_alignment = alignment[0],
+        .direct_offset_alignment = alignment[1],
+    };
+    return 0;
+}
+
+int clinux_utimens(int directory, const char *path, int64_t access_s, uint32_t access_ns, int64_t modify_s,
+                   uint32_t modify_ns, int flags) {
+    struct timespec times[2] = {{.tv_sec = access_s, .tv_nsec = access_ns}, {.tv_sec = modify_s, .tv_nsec = modify_ns}};
+    return checked(syscall(SYS_utimensat, directory, path, times, flags));
+}
+int clinux_fchmodat(int directory, const char *path, unsigned mode) { return checked(fchmodat(directory, path, mode, 0)); }
+int clinux_fchownat(int directory, const char *path, uint32_t user, uint32_t group, int flags) {
+    return checked(fchownat(directory, path, user, group, flags));
+}
+
+ssize_t clinux_getxattr(const char *path, const char *name, void *value, size_t capacity, int follow) {
+    return counted(follow ? getxattr(path, name, value, capacity) : lgetxattr(path, name, value, capacity));
+}
+int clinux_setxattr(const char *path, const char *name, const void *value, size_t length, int flags, int follow) {
+    return checked(follow ? setxattr(path, name, value, length, flags) : lsetxattr(path, name, value, length, flags));
+}
+ssize_t clinux_listxattr(const char *path, char *names, size_t capacity, int follow) {
+    return counted(follow ? listxattr(path, names, capacity) : llistxattr(path, names, capacity));
+}
+int clinux_removexattr(const char *path, const char *name, int follow) {
+    return checked(follow ? removexattr(path, name) : lremovexattr(path, name));
+}
+ssize_t clinux_fgetxattr(int fd, const char *name, void *value, size_t capacity) {
+    return counted(fgetxattr(fd, name, value, capacity));
+}
+int clinux_fsetxattr(int fd, const char *name, const void *value, size_t length, int flags) {
+    return checked(fsetxattr(fd, name, value, length, flags));
+}
+int clinux_fremovexattr(int fd, const char *name) { return checked(fremovexattr(fd, name)); }
+ssize_t clinux_flistxattr(int fd, char *names, size_t capacity) { return counted(flistxattr(fd, names, capacity)); }
+
+int clinux_fstatfs(int fd, struct clinux_statfs *out) {
+    struct statfs found;
+    if (fstatfs(fd, &found) < 0) return -errno;
+    *out = (struct clinux_statfs){
+        .type = (uint64_t)found.f_type & 0xFFFFFFFFu,
+        .block_size = (uint64_t)found.f_bsize,
+        .fragment_size = (uint64_t)found.f_frsize,
+        .blocks = found.f_blocks,
+        .blocks_free = found.f_bfree,
+        .blocks_available = found.f_bavail,
+        .files = found.f_files,
+        .files_free = found.f_ffree,
+        .name_length = (uint64_t)found.f_namelen,
+    };
+    return 0;
+}
+
+int clinux_lock_exclusive(int fd) { return checked(flock(fd, LOCK_EX | LOCK_NB)); }
+
+ssize_t clinux_getdents(int fd, void *buffer, size_t capacity) {
+    return counted(syscall(SYS_getdents64, fd, buffer, capacity));
+}
+
+int clinux_mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data) {
+    return checked(mount(source, target, type, flags, data));
+}
+int clinux_umount(const char *target, int flags) { return checked(umount2(target, flags)); }
