@@ -7,7 +7,7 @@ public final class ReactorTimer {
     /// Order among equal deadlines.
     fileprivate var serial: UInt64 = 0
     fileprivate var handler: (() -> Void)?
-    fileprivate unowned let reactor: Reactor
+    fileprivate weak let reactor: Reactor?
 
     fileprivate init(reactor: Reactor, deadline: UInt64, period: UInt64, handler: @escaping () -> Void) {
         self.reactor = reactor
@@ -23,7 +23,7 @@ public final class ReactorTimer {
     public func cancel() {
         guard handler != nil else { return }
         handler = nil
-        reactor.timers.noteCancelled()
+        reactor?.timers.noteCancelled()
     }
 }
 
@@ -67,10 +67,14 @@ struct TimerQueue {
         return nil
     }
 
-    mutating func removeAll() {
+    /// Timers in the heap, cancelled ones included.
+    var count: Int { heap.count }
+
+    mutating func takeAll() -> ContiguousArray<ReactorTimer> {
         let rest = heap
         heap = []
-        for timer in rest { timer.handler = nil }
+        cancelled = 0
+        return rest
     }
 
     private func precedes(_ left: Int, _ right: Int) -> Bool {

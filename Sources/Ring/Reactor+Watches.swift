@@ -3,7 +3,7 @@ import Glibc
 
 /// A descriptor being watched. Cancel it BEFORE the descriptor is closed: its number may be given out again at once.
 public final class Watch {
-    private unowned let reactor: Reactor
+    private weak let reactor: Reactor?
     private let slot: Int
     private let serial: UInt64
     private var active = true
@@ -17,7 +17,7 @@ public final class Watch {
     /// Watches for something else from now on; with neither the watch rests.
     public func change(read: Bool, write: Bool) {
         guard active else { return }
-        reactor.changeWatch(slot, serial: serial, read: read, write: write)
+        reactor?.changeWatch(slot, serial: serial, read: read, write: write)
     }
 
     /// The handler is not called any more, not even for an event that has been collected already. May be called from
@@ -25,7 +25,7 @@ public final class Watch {
     public func cancel() {
         guard active else { return }
         active = false
-        reactor.cancelWatch(slot, serial: serial)
+        reactor?.cancelWatch(slot, serial: serial)
     }
 }
 
@@ -52,18 +52,20 @@ struct WatchTable {
     var failures: [(slot: Int, serial: UInt64)] = []
     var hasFailures: Bool { !failures.isEmpty }
 
-    mutating func removeAll() {
-        // A handler's end may cancel another watch: so the handlers go first, out of the table.
+    /// Empties the table. The caller lets go of the handlers after this access has ended, because the end of what they
+    /// hold may cancel other watches.
+    mutating func takeHandlers() -> [((Readiness) -> Void)?] {
         let handlers = entries.map(\.handler)
         for index in entries.indices { entries[index].handler = nil }
-        withExtendedLifetime(handlers) {}
+        return handlers
     }
 }
 
 extension Reactor {
     /// Calls `handler` in every iteration in which the descriptor is ready, until the watch is cancelled.
     ///
-    /// A descriptor that cannot be watched (a plain file) is reported once as `.failed` and then rests.
+    /// A descriptor that cannot be watched (closed; with epoll also a plain file) is reported once as `.failed` and then
+    /// rests.
     /// - Precondition: one watch for each descriptor at a time.
     public func watch(
         _ descriptor: Int32, read: Bool, write: Bool, _ handler: @escaping (Readiness) -> Void
@@ -164,7 +166,9 @@ extension Reactor {
             watches.entries[slot].armed = false
             enqueue(slot)
         }
-        handler(Readiness(pollEvents: result))
+        // The interest may have changed since the event was collected.
+        let relevant = result & (Int32(bitPattern: entry.events) | POLLHUP | POLLERR | POLLNVAL)
+        if relevant != 0 { handler(Readiness(pollEvents: relevant)) }
     }
 
     func deliverFailedWatches() {

@@ -207,10 +207,12 @@ public final class Reactor {
 
     private func end() {
         mailbox.end()
-        // Handlers usually hold the objects that hold this reactor: let go of them, on this thread.
-        watches.removeAll()
-        timers.removeAll()
+        // Handlers usually hold the objects that hold this reactor: let go of them, on this thread. Each is moved out of
+        // its place first, because the end of what it holds may call back here.
+        for timer in timers.takeAll() { timer.cancel() }
+        withExtendedLifetime(watches.takeHandlers()) {}
+        let handlers = sleepHandlers
         sleepHandlers = []
-        posted = []
+        withExtendedLifetime(handlers) {}
     }
 }

@@ -30,4 +30,9 @@ int clinux_pidfd_send_signal(int pidfd, int signal);
 
 /// Enters the namespace behind `fd` (`type`: 0 for any, or CLONE_NEWNET, ...) with the calling thread.
 int clinux_set_namespace(int fd, int type);
+
+/// From now on system call `number` fails with `error` on the calling thread (seccomp; cannot be undone; implies
+/// no-new-privileges for the thread). To show what happens where a container forbids a call.
+int clinux_refuse_system_call(int number, int error);
+extern const int CLINUX_SYS_IO_URING_SETUP;
 #endif
