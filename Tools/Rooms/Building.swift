@@ -35,6 +35,9 @@ public final class Building: Sendable {
     public let identifier: String
     /// Where the rooms' directories, disk images and logs are; on a disk, because file handles and O_DIRECT are needed.
     public let directory: String
+    /// The first three numbers of the rooms' IPv4 addresses, and what stands before the host number in IPv6 (`fd77::`).
+    let network: String
+    let network6: String
 
     struct State {
         var rooms: [Room] = []
@@ -56,14 +59,19 @@ public final class Building: Sendable {
 
     /// Makes the hub. Removes first what dead runs left behind.
     ///
-    /// - Parameter parent: an existing directory on a disk; the building's own directory is made in it.
+    /// - Parameters:
+    ///   - parent: an existing directory on a disk; the building's own directory is made in it.
+    ///   - network: the first three numbers of the IPv4 addresses, a /24. Two buildings may use the same.
+    ///   - network6: the IPv6 prefix, a /64, with its `::`.
     /// - Throws: `RoomsError` when not root, or when a needed program (`ip`, `nsenter`, `nft`) is missing or fails.
-    public init(in parent: String = "/var/tmp") throws {
+    public init(in parent: String = "/var/tmp", network: String = "10.77.0", network6: String = "fd77::") throws {
         guard geteuid() == 0 else {
             throw RoomsError("Rooms need root, to make network and mount namespaces: run this with sudo.")
         }
         installCleanUp()
         sweepDeadRuns(in: parent)
+        self.network = network
+        self.network6 = network6
         let serial = Building.open.withLock { open in
             defer { open.next += 1 }
             return open.next
@@ -96,22 +104,34 @@ public final class Building: Sendable {
     ///
     /// - Parameters:
     ///   - name: lower-case letters, digits and dashes, 12 at most; not `hub`.
+    ///   - number: the host number in the building's networks; by default the next free one.
     ///   - privatePaths: absolute directories that this room has for itself. They begin empty. A path that does not exist
     ///     on the host is made there as an empty mount point and removed by `close()`.
-    public func addRoom(_ name: String, privatePaths: [String] = []) throws -> Room {
+    ///   - sharedPaths: directories of the host that the room sees, read-only, at another path: path in room -> on host.
+    public func addRoom(
+        _ name: String, number: Int? = nil, privatePaths: [String] = [], sharedPaths: [String: String] = [:]
+    ) throws -> Room {
         guard name != "hub", (1...12).contains(name.utf8.count),
             name.allSatisfy({ ($0.isASCII && $0.isLowercase) || $0.isWholeNumber || $0 == "-" })
         else {
             throw RoomsError("A room cannot be called '\(name)': use 1 to 12 lower-case letters, digits or dashes.")
         }
-        let number = try state.withLock { state in
+        let number = try state.withLock { state -> Int in
             guard !state.isClosed else { throw RoomsError("Building \(identifier) is already closed.") }
             guard state.rooms.count < Building.roomsMax, !state.rooms.contains(where: { $0.name == name }) else {
                 throw RoomsError("Building \(identifier) already has a room '\(name)', or is full.")
             }
-            return state.rooms.count + 1
+            let used = Set(state.rooms.map(\.number))
+            guard let free = number ?? (1...Building.roomsMax + 1).first(where: { !used.contains($0) }),
+                (1...254).contains(free), !used.contains(free)
+            else {
+                throw RoomsError(
+                    "Room '\(name)' cannot have the host number \(number ?? 0): it is in use or not 1…254.")
+            }
+            return free
         }
-        let room = Room(name: name, number: number, building: self, privatePaths: privatePaths)
+        let room = Room(
+            name: name, number: number, building: self, privatePaths: privatePaths, sharedPaths: sharedPaths)
         // In the list before it is made, so that a failure half-way is cleaned up too.
         state.withLock { $0.rooms.append(room) }
         try room.make()

@@ -6,8 +6,8 @@ public final class Room: Sendable {
     public let name: String
     /// The host number in the building's networks, from 1.
     public let number: Int
-    public var address: String { "10.77.0.\(number)" }
-    public var address6: String { "fd77::\(number)" }
+    public let address: String
+    public let address6: String
     /// Prefix lengths of `address` and `address6`.
     public static let prefixLength = 24
     public static let prefixLength6 = 64
@@ -16,6 +16,7 @@ public final class Room: Sendable {
     /// Where this room's private paths, images and logs are on the host.
     public let directory: String
     public let privatePaths: [String]
+    public let sharedPaths: [String: String]
 
     let network: String
     let building: String
@@ -36,7 +37,7 @@ public final class Room: Sendable {
     }
     private let state = Mutex(State())
 
-    init(name: String, number: Int, building: Building, privatePaths: [String]) {
+    init(name: String, number: Int, building: Building, privatePaths: [String], sharedPaths: [String: String]) {
         self.name = name
         self.number = number
         self.building = building.identifier
@@ -45,6 +46,9 @@ public final class Room: Sendable {
         directory = building.directory + "/" + name
         network = building.identifier + "-" + name
         self.privatePaths = privatePaths
+        self.sharedPaths = sharedPaths
+        address = "\(building.network).\(number)"
+        address6 = "\(building.network6)\(number)"
         cgroup = unifiedCgroup().map { $0 + "/" + building.identifier + "-" + name }
     }
 
@@ -110,6 +114,10 @@ public final class Room: Sendable {
             try makeMountPoint(path)
             try enterMounts(["mount", "--bind", source(of: path), path])
         }
+        for (path, hostDirectory) in sharedPaths.sorted(by: { $0.key < $1.key }) {
+            try makeMountPoint(path)
+            try enterMounts(["mount", "--bind", "-o", "ro", hostDirectory, path])
+        }
         for image in state.withLock({ $0.images }) {
             try mount(image)
         }
@@ -130,10 +138,8 @@ public final class Room: Sendable {
             missing.append(at)
             at = (at as NSString).deletingLastPathComponent
         }
-        guard !missing.isEmpty else { return }
-        let list = buildingDirectory + "/mount-points"
-        let known = (try? String(contentsOfFile: list, encoding: .utf8)) ?? ""
-        try write(known + missing.joined(separator: "\n") + "\n", to: list)
+        try appendLines([path], to: buildingDirectory + "/" + MountPoints.used)
+        try appendLines(missing, to: buildingDirectory + "/" + MountPoints.made)
         try makeDirectory(path)
     }
 

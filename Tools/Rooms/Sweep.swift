@@ -78,21 +78,51 @@ func demolish(_ identifier: String, directory: String) {
         for cgroup in cgroups ?? [] { removeCgroup(cgroup) }
         return (cgroups ?? []).allSatisfy { access($0, F_OK) != 0 }
     }
-    let parent = (directory as NSString).deletingLastPathComponent
-    let list = FileManager.default.contents(atPath: directory + "/mount-points") ?? Data()
-    let mountPoints = Set(String(decoding: list, as: UTF8.self).split(separator: "\n").map(String.init))
+    let made = lines(of: directory + "/" + MountPoints.made)
     // Mounted images keep the directory busy until the mount namespace is really gone.
     try? waitUntil("\(directory) is removed", within: 10) {
         try? FileManager.default.removeItem(atPath: directory)
         return access(directory, F_OK) != 0
     }
-    // Deepest first; only if empty, and only if no other run still mounts over it.
-    let usedByOthers = Set(
-        entries(of: parent).filter { $0.hasPrefix("lsk-") }.flatMap { other in
-            let list = FileManager.default.contents(atPath: "\(parent)/\(other)/mount-points") ?? Data()
-            return String(decoding: list, as: UTF8.self).split(separator: "\n").map(String.init)
-        })
-    for path in mountPoints.subtracting(usedByOthers).sorted(by: { $0.utf8.count > $1.utf8.count }) { rmdir(path) }
+    removeMountPoints(made, parent: (directory as NSString).deletingLastPathComponent)
+}
+
+/// The files in a building's directory that list the paths on the host that its rooms mount over, and those that were
+/// made for that.
+enum MountPoints {
+    static let used = "mount-points"
+    static let made = "mount-points-made"
+}
+
+/// Removes empty directories that were made to mount over, deepest first. One that another run mounts over stays, because
+/// its removal would undo that mount; the other run inherits the duty.
+private func removeMountPoints(_ made: [String], parent: String) {
+    let others = entries(of: parent).filter { $0.hasPrefix("lsk-") }.map { parent + "/" + $0 }
+    for path in Set(made).sorted(by: { $0.utf8.count > $1.utf8.count }) {
+        let heir = others.first { other in
+            lines(of: other + "/" + MountPoints.used).contains { $0 == path || $0.hasPrefix(path + "/") }
+        }
+        if let heir {
+            try? appendLines([path], to: heir + "/" + MountPoints.made)
+        } else {
+            rmdir(path)
+        }
+    }
+}
+
+private func lines(of file: String) -> [String] {
+    let data = FileManager.default.contents(atPath: file) ?? Data()
+    return String(decoding: data, as: UTF8.self).split(separator: "\n").map(String.init)
+}
+
+func appendLines(_ lines: [String], to file: String) throws {
+    let descriptor = open(file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o644)
+    guard descriptor >= 0 else { throw RoomsError("Cannot open \(file): \(String(cString: strerror(errno))).") }
+    defer { close(descriptor) }
+    let text = lines.map { $0 + "\n" }.joined()
+    guard Foundation.write(descriptor, text, text.utf8.count) == text.utf8.count else {
+        throw RoomsError("Cannot write to \(file): \(String(cString: strerror(errno))).")
+    }
 }
 
 /// Removes what dead runs left behind. A run is dead when the process in its name is gone, or is another one by now.
