@@ -1,0 +1,42 @@
+import Foundation
+
+/// What `lockstep status --json` says about one node: the only place here that knows its keys.
+public struct NodeStatus: Sendable {
+    /// STOP, WAIT, ALONE, PRIM, SECOND or FROZEN.
+    public var role: String
+    public var isInSync: Bool
+    public var epoch: Int
+    public var behindBytes: Int
+    /// Whether this node holds the virtual addresses.
+    public var holdsAddress: Bool
+    /// Of the last time that the other node was brought back: bytes that the application changed meanwhile, bytes sent.
+    public var resyncChangedBytes: Int?
+    public var resyncSentBytes: Int?
+    /// Everything, as it came.
+    public var text: String
+
+    /// Serves the application now.
+    public var serves: Bool { role == "PRIM" || role == "ALONE" }
+
+    /// - Throws: `RoomsError` when a key that is needed is missing or of another type.
+    public init(json: String) throws {
+        guard let object = try? JSONSerialization.jsonObject(with: Data(json.utf8)) as? [String: Any] else {
+            throw RoomsError("The status is not a JSON object: \(json)")
+        }
+        func value(_ path: String) -> Any? {
+            path.split(separator: ".").reduce(object as Any?) { ($0 as? [String: Any])?[String($1)] }
+        }
+        guard let role = value("role") as? String, let isInSync = (value("inSync") as? NSNumber)?.boolValue else {
+            throw RoomsError("The status lacks 'role' or 'inSync': \(json)")
+        }
+        func integer(_ path: String) -> Int? { (value(path) as? NSNumber)?.intValue }
+        self.role = role
+        self.isInSync = isInSync
+        epoch = integer("epoch") ?? 0
+        behindBytes = integer("behindBytes") ?? 0
+        holdsAddress = (value("address.held") as? NSNumber)?.boolValue ?? false
+        resyncChangedBytes = integer("resync.changedBytes")
+        resyncSentBytes = integer("resync.sentBytes")
+        text = json
+    }
+}
