@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <linux/if_addr.h>
-
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/netlink.h>

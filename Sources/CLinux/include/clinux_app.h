@@ -45,4 +45,10 @@ int clinux_spawn_in_cgroup(const struct clinux_spawn *spawn, int *pidfd, enum cl
 /// Waits up to `milliseconds` for the end of a child and reaps it: 1 with the status as of waitpid in `status`, 0 when it
 /// still runs, or a negative errno.
 int clinux_pidfd_wait(int pidfd, int milliseconds, int *status);
+
+/// Names the calling thread for `ps` and `top`; only the first 15 bytes are kept.
+void clinux_thread_name(const char *name);
+
+/// A pipe whose ends are closed on exec: 0, or a negative errno.
+int clinux_pipe(int ends[2]);
 #endif
