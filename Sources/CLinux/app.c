@@ -140,10 +140,4 @@ int clinux_pidfd_wait(int pidfd, int milliseconds, int *status) {
     return 1;
 }
 
-void clinux_thread_name(const char *name) {
-    char kept[16] = {0};
-    strncpy(kept, name, 15);
-    pthread_setname_np(pthread_self(), kept);
-}
-
 int clinux_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC) == 0 ? 0 : -errno; }

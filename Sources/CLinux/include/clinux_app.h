@@ -46,9 +46,6 @@ int clinux_spawn_in_cgroup(const struct clinux_spawn *spawn, int *pidfd, enum cl
 /// still runs, or a negative errno.
 int clinux_pidfd_wait(int pidfd, int milliseconds, int *status);
 
-/// Names the calling thread for `ps` and `top`; only the first 15 bytes are kept.
-void clinux_thread_name(const char *name);
-
 /// A pipe whose ends are closed on exec: 0, or a negative errno.
 int clinux_pipe(int ends[2]);
 #endif
