@@ -1,0 +1,375 @@
+internal import CLinux
+internal import Format
+internal import Glibc
+internal import Logging
+internal import Ring
+internal import Synchronization
+
+/// A file system's own name for an inode (`name_to_handle_at`): finds it without a path, however often it was renamed.
+struct FileHandle: Sendable, Hashable {
+    var type: Int32
+    var bytes: [UInt8]
+
+    /// What a slot of the file table has room for. ext4 needs 8 bytes, XFS 12, btrfs 20.
+    static let byteLimit = 40
+}
+
+/// Where the files are: file number -> handle, in a flat hash on disk.
+///
+/// It is a cache of the xattr `trusted.lockstep.fid`, which is the truth: whoever opens a handle compares the xattr,
+/// and a table that is missing, damaged or of another tree is built again by a scan. So the table needs no journal of
+/// its own: it is flushed at every checkpoint, before the plain files are, and a replay puts back what came later.
+///
+/// ```
+/// page 0   magic "LSTABLE1" 8 | version u32 | clean u32 | slots u64 | identity of the tree u64 | ... | CRC-32C u32
+/// then     slots of 64 bytes, eight to a disk sector, so that none is ever torn:
+///            file number 8 (0 empty, all ones removed) | handle type i32 | handle length u32 | handle 40 | 0 u32 |
+///            CRC-32C of the 60 bytes before
+/// ```
+///
+/// Open addressing with linear probing; a power of two of slots, at most 70 % in use. A slot once used never becomes
+/// empty again (removed ones keep a mark), so that a probe never stops early at a page the disk has not got yet.
+/// It is rebuilt into a new file when full, and after every unclean end.
+final class FileTable: Sendable {
+    static let magic: UInt64 = 0x3145_4C42_4154_534C
+    static let version: UInt32 = 1
+    static let headerBytes = 4096
+    static let slotBytes = 64
+    static let slotsMinimum: UInt64 = 4096
+    static let removed = UInt64.max
+
+    private struct State: ~Copyable {
+        var fd: FileDescriptor
+        var slots: UInt64
+        /// Slots that are not empty, removed ones included.
+        var used: UInt64
+        var dirty = false
+    }
+
+    private let state: Mutex<State>
+    private let path: String
+    private let identity: UInt64
+
+    /// One slot as it is on disk.
+    private struct Slot {
+        var file: UInt64
+        var handle: FileHandle
+    }
+
+    private init(path: String, identity: UInt64, fd: consuming FileDescriptor, slots: UInt64, used: UInt64) {
+        self.path = path
+        self.identity = identity
+        state = Mutex(State(fd: fd, slots: slots, used: used))
+    }
+
+    /// An empty table in place of whatever was at `path`.
+    /// - Parameter identity: tells this tree from another one.
+    static func create(path: String, identity: UInt64) throws(TreeError) -> FileTable {
+        let fd = try build(path: path, identity: identity, slots: slotsMinimum, from: nil)
+        return FileTable(path: path, identity: identity, fd: fd.descriptor, slots: slotsMinimum, used: 0)
+    }
+
+    /// Opens the table at `path`.
+    /// - Returns: nil when there is none, or when it is damaged or of another tree; `logger` was told which.
+    static func open(path: String, identity: UInt64, logger: Logger) throws(TreeError) -> FileTable? {
+        let raw = unsafe clinux_open(path, O_RDWR, 0)
+        if raw == -ENOENT { return nil }
+        let fd = FileDescriptor(owning: try System.check(raw, "open the file table", path))
+        let header: (slots: UInt64, isClean: Bool)
+        do throws(DecodingError) { header = try readHeader(fd.rawValue, identity: identity) } catch {
+            logger.warning(
+                "file table unusable, building it again", metadata: ["table.path": "\(path)", "cause": "\(error)"])
+            return nil
+        }
+        // A whole pass: it finds damage now and not under an application's feet, and after an unclean end it drops
+        // what an earlier life had left behind.
+        var live: UInt64 = 0
+        var used: UInt64 = 0
+        do {
+            try FileTable.forEach(fd.rawValue, slots: header.slots) { slot in
+                used += 1
+                if slot.file != removed { live += 1 }
+            }
+        } catch {
+            logger.warning(
+                "file table unusable, building it again", metadata: ["table.path": "\(path)", "cause": "\(error)"])
+            return nil
+        }
+        if !header.isClean {
+            let slots = slotsNeeded(for: live)
+            let built = try build(path: path, identity: identity, slots: slots, from: (fd.rawValue, header.slots))
+            return FileTable(path: path, identity: identity, fd: built.descriptor, slots: slots, used: built.used)
+        }
+        try writeHeader(fd.rawValue, slots: header.slots, identity: identity, isClean: false)
+        return FileTable(path: path, identity: identity, fd: fd, slots: header.slots, used: used)
+    }
+
+    /// The handle of a file; nil when the table does not know it.
+    func find(_ file: FileID) throws(TreeError) -> FileHandle? {
+        try locked { (state) throws(TreeError) in
+            guard let index = try probe(state.fd.rawValue, state.slots, file) else { return nil }
+            return try FileTable.slot(state.fd.rawValue, index)?.handle
+        }
+    }
+
+    /// Enters or replaces a file's handle.
+    func insert(_ file: FileID, _ handle: FileHandle) throws(TreeError) {
+        precondition(file != .none && file.rawValue != FileTable.removed, "not a file number")
+        guard handle.bytes.count <= FileHandle.byteLimit else {
+            throw TreeError(
+                "keep the handle of", "file \(file) (\(handle.bytes.count) bytes)", code: EOVERFLOW,
+                remedy: "Use ext4, XFS or btrfs for the plain files")
+        }
+        try locked { (state) throws(TreeError) in
+            if (state.used + 1) * 10 > state.slots * 7 { try grow(&state) }
+            let (index, isNew) = try place(state.fd.rawValue, state.slots, file)
+            try FileTable.writeSlot(state.fd.rawValue, index, Slot(file: file.rawValue, handle: handle))
+            state.dirty = true
+            if isNew { state.used += 1 }
+        }
+    }
+
+    /// Forgets a file; one that is not there is no error.
+    func remove(_ file: FileID) throws(TreeError) {
+        try locked { (state) throws(TreeError) in
+            guard let index = try probe(state.fd.rawValue, state.slots, file) else { return }
+            let mark = Slot(file: FileTable.removed, handle: FileHandle(type: 0, bytes: []))
+            try FileTable.writeSlot(state.fd.rawValue, index, mark)
+            state.dirty = true
+        }
+    }
+
+    /// Makes everything durable. Called before the plain files are synced, at every checkpoint.
+    func flush() throws(TreeError) {
+        try locked { (state) throws(TreeError) in
+            guard state.dirty else { return }
+            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", path)
+            state.dirty = false
+        }
+    }
+
+    /// Flushes and marks the table complete, so that the next start needs no rebuild.
+    func close() throws(TreeError) {
+        try locked { (state) throws(TreeError) in
+            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", path)
+            try FileTable.writeHeader(state.fd.rawValue, slots: state.slots, identity: identity, isClean: true)
+            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", path)
+        }
+    }
+
+    /// Every file with its handle, in no order that means anything.
+    func forEach(_ body: (FileID, FileHandle) throws(TreeError) -> Void) throws(TreeError) {
+        try locked { (state) throws(TreeError) in
+            try FileTable.forEach(state.fd.rawValue, slots: state.slots) { (slot) throws(TreeError) in
+                if slot.file != FileTable.removed { try body(FileID(rawValue: slot.file), slot.handle) }
+            }
+        }
+    }
+
+    private func locked<Value>(_ body: (inout State) throws(TreeError) -> Value) throws(TreeError) -> Value {
+        let result: Result<Value, TreeError> = state.withLock { state in
+            do throws(TreeError) { return .success(try body(&state)) } catch { return .failure(error) }
+        }
+        return try result.get()
+    }
+
+    // MARK: Probing
+
+    private static func home(_ file: UInt64, _ slots: UInt64) -> UInt64 {
+        // Fibonacci hashing: numbers of one epoch differ in their low bits, the product spreads them over the high ones.
+        (file &* 0x9E37_79B9_7F4A_7C15) >> UInt64(64 - slots.trailingZeroBitCount)
+    }
+
+    private func probe(_ fd: Int32, _ slots: UInt64, _ file: FileID) throws(TreeError) -> UInt64? {
+        var index = FileTable.home(file.rawValue, slots)
+        for _ in 0..<slots {
+            guard let slot = try FileTable.slot(fd, index) else { return nil }
+            if slot.file == file.rawValue { return index }
+            index = (index + 1) & (slots - 1)
+        }
+        return nil
+    }
+
+    /// Where `file` is or belongs, and whether that slot was empty.
+    private func place(_ fd: Int32, _ slots: UInt64, _ file: FileID) throws(TreeError) -> (UInt64, Bool) {
+        var index = FileTable.home(file.rawValue, slots)
+        var reusable: UInt64?
+        while true {
+            guard let slot = try FileTable.slot(fd, index) else { return (reusable ?? index, reusable == nil) }
+            if slot.file == file.rawValue { return (index, false) }
+            if slot.file == FileTable.removed, reusable == nil { reusable = index }
+            index = (index + 1) & (slots - 1)
+        }
+    }
+
+    private func grow(_ state: inout State) throws(TreeError) {
+        var live: UInt64 = 0
+        try FileTable.forEach(state.fd.rawValue, slots: state.slots) { slot in
+            if slot.file != FileTable.removed { live += 1 }
+        }
+        let slots = FileTable.slotsNeeded(for: live)
+        let built = try FileTable.build(
+            path: path, identity: identity, slots: slots, from: (state.fd.rawValue, state.slots))
+        state.fd = built.descriptor
+        state.slots = slots
+        state.used = built.used
+    }
+
+    /// Room for twice as many as there are, at most 35 % in use.
+    private static func slotsNeeded(for live: UInt64) -> UInt64 {
+        var slots = slotsMinimum
+        while live * 20 > slots * 7 { slots *= 2 }
+        return slots
+    }
+
+    private struct Built: ~Copyable {
+        var descriptor: FileDescriptor
+        var used: UInt64
+    }
+
+    /// Writes a new table beside the old one and renames it into place.
+    private static func build(
+        path: String, identity: UInt64, slots: UInt64, from old: (fd: Int32, slots: UInt64)?
+    ) throws(TreeError) -> Built {
+        let fresh = path + ".new"
+        let fd = try System.open(fresh, O_RDWR | O_CREAT | O_TRUNC)
+        let length = UInt64(headerBytes) + slots * UInt64(slotBytes)
+        try System.check(clinux_ftruncate(fd.rawValue, length), "make the file table", fresh)
+        var used: UInt64 = 0
+        if let old {
+            try forEach(old.fd, slots: old.slots) { (slot) throws(TreeError) in
+                guard slot.file != removed else { return }
+                var index = home(slot.file, slots)
+                while let other = try self.slot(fd.rawValue, index) {
+                    if other.file == slot.file { return }
+                    index = (index + 1) & (slots - 1)
+                }
+                try writeSlot(fd.rawValue, index, slot)
+                used += 1
+            }
+        }
+        try writeHeader(fd.rawValue, slots: slots, identity: identity, isClean: false)
+        try System.check(clinux_fsync(fd.rawValue), "flush the file table", fresh)
+        let result = unsafe clinux_renameat2(CLINUX_AT_FDCWD, fresh, CLINUX_AT_FDCWD, path, 0)
+        try System.check(result, "put the file table into place", path)
+        return Built(descriptor: fd, used: used)
+    }
+
+    // MARK: Bytes
+
+    private static func readHeader(
+        _ fd: Int32, identity: UInt64
+    ) throws(DecodingError) -> (slots: UInt64, isClean: Bool) {
+        var page = [UInt8](repeating: 0, count: headerBytes)
+        let count = unsafe page.withUnsafeMutableBytes { space in
+            unsafe clinux_pread(fd, space.baseAddress!, space.count, 0)
+        }
+        guard count == headerBytes else { throw DecodingError("truncated file table", at: 0) }
+        var reader = ByteReader(page)
+        guard try reader.get(UInt64.self) == magic else { throw DecodingError("not a file table", at: 0) }
+        let found = try reader.get(UInt32.self)
+        guard found == version else { throw DecodingError("file table version \(found)", at: 8) }
+        let clean = try reader.get(UInt32.self)
+        let slots = try reader.get(UInt64.self)
+        let tree = try reader.get(UInt64.self)
+        let checksum = crc32c(page[..<(headerBytes - 4)])
+        var tail = ByteReader(page[(headerBytes - 4)...])
+        guard try tail.get(UInt32.self) == checksum else { throw DecodingError("file table checksum", at: 4092) }
+        guard tree == identity else { throw DecodingError("file table of another directory tree", at: 24) }
+        guard slots >= slotsMinimum, slots.nonzeroBitCount == 1, slots < 1 << 40 else {
+            throw DecodingError("file table of \(slots) slots", at: 16)
+        }
+        return (slots, clean == 1)
+    }
+
+    private static func writeHeader(
+        _ fd: Int32, slots: UInt64, identity: UInt64, isClean: Bool
+    ) throws(TreeError) {
+        var writer = ByteWriter(reserving: headerBytes)
+        writer.put(magic)
+        writer.put(version)
+        writer.put(UInt32(isClean ? 1 : 0))
+        writer.put(slots)
+        writer.put(identity)
+        writer.put(raw: [UInt8](repeating: 0, count: headerBytes - 4 - writer.count))
+        writer.put(crc32c(writer.bytes))
+        try writeBytes(fd, writer.bytes, at: 0)
+    }
+
+    private static func writeBytes(_ fd: Int32, _ bytes: [UInt8], at offset: UInt64) throws(TreeError) {
+        let result: Result<Void, TreeError> = unsafe bytes.withUnsafeBytes { raw in
+            do throws(TreeError) { return .success(try unsafe System.write(fd, raw, at: offset)) } catch {
+                return .failure(error)
+            }
+        }
+        try result.get()
+    }
+
+    /// nil when the slot is empty.
+    private static func slot(_ fd: Int32, _ index: UInt64) throws(TreeError) -> Slot? {
+        var bytes = [UInt8](repeating: 0, count: slotBytes)
+        let count = unsafe bytes.withUnsafeMutableBytes { space in
+            unsafe clinux_pread(fd, space.baseAddress!, space.count, offset(of: index))
+        }
+        guard count == slotBytes else {
+            throw TreeError("read the file table", "slot \(index)", code: count < 0 ? Int32(-count) : EIO)
+        }
+        return try decode(bytes[...], index)
+    }
+
+    private static func offset(of index: UInt64) -> UInt64 { UInt64(headerBytes) + index * UInt64(slotBytes) }
+
+    private static func decode(_ bytes: ArraySlice<UInt8>, _ index: UInt64) throws(TreeError) -> Slot? {
+        do throws(DecodingError) {
+            var reader = ByteReader(bytes)
+            let file = try reader.get(UInt64.self)
+            let type = try reader.get(Int32.self)
+            let length = Int(try reader.get(UInt32.self))
+            if file == 0, type == 0, length == 0 { return nil }
+            let handle = try reader.get(raw: FileHandle.byteLimit)
+            try reader.skip(4)
+            let start = bytes.startIndex
+            guard try reader.get(UInt32.self) == crc32c(bytes[start..<(start + slotBytes - 4)]),
+                length <= FileHandle.byteLimit
+            else { throw DecodingError("slot checksum", at: 60) }
+            return Slot(file: file, handle: FileHandle(type: type, bytes: Array(handle[..<length])))
+        } catch {
+            throw TreeError(
+                "use the file table", "slot \(index): \(error)", code: EIO,
+                remedy: "Restart Lockstep on this node: it builds the table again from the files")
+        }
+    }
+
+    private static func writeSlot(_ fd: Int32, _ index: UInt64, _ slot: Slot) throws(TreeError) {
+        var writer = ByteWriter(reserving: slotBytes)
+        writer.put(slot.file)
+        writer.put(slot.handle.type)
+        writer.put(UInt32(slot.handle.bytes.count))
+        writer.put(raw: slot.handle.bytes)
+        writer.put(raw: [UInt8](repeating: 0, count: slotBytes - 4 - writer.count))
+        writer.put(crc32c(writer.bytes))
+        try writeBytes(fd, writer.bytes, at: offset(of: index))
+    }
+
+    /// All slots that are not empty, read in large pieces.
+    private static func forEach(
+        _ fd: Int32, slots: UInt64, _ body: (Slot) throws(TreeError) -> Void
+    ) throws(TreeError) {
+        let perRead: UInt64 = 4096
+        var bytes = [UInt8](repeating: 0, count: Int(perRead) * slotBytes)
+        var first: UInt64 = 0
+        while first < slots {
+            let count = unsafe bytes.withUnsafeMutableBytes { space in
+                unsafe clinux_pread(fd, space.baseAddress!, space.count, offset(of: first))
+            }
+            guard count == bytes.count else {
+                throw TreeError("read the file table", "from slot \(first)", code: count < 0 ? Int32(-count) : EIO)
+            }
+            for index in 0..<Int(perRead) {
+                let start = index * slotBytes
+                if let slot = try decode(bytes[start..<(start + slotBytes)], first + UInt64(index)) { try body(slot) }
+            }
+            first += perRead
+        }
+    }
+}

@@ -1,0 +1,135 @@
+internal import CLinux
+internal import Format
+internal import Glibc
+internal import Ring
+
+/// Walking the whole tree: to build the file table again, and to give numbers to files that have none.
+extension PlainTree {
+    /// The tag of an untagged object is nil. The descriptor is O_PATH.
+    typealias Visitor = (_ fd: Int32, _ tag: FileID?) throws(TreeError) -> FileID?
+
+    /// Enters every object below the root and in staging into `table`.
+    func buildTable(_ table: FileTable) throws(TreeError) {
+        let count = try walk(table) { (_, tag) throws(TreeError) in tag }
+        logger.info("file table built from the files", metadata: ["table.files": "\(count)"])
+    }
+
+    /// Builds the table anew because an open by handle found nothing or the wrong file; at most once a minute.
+    func repairTable(because file: FileID) throws(TreeError) {
+        let minute: UInt64 = 60_000_000_000
+        let now = BootClock.now
+        let isDue = state.withLock { state in
+            if let last = state.lastRepair, now - last < minute { return false }
+            state.lastRepair = now
+            return true
+        }
+        guard isDue else { return }
+        logger.warning("the file table is wrong, building it again", metadata: ["table.file": "\(file)"])
+        let fresh = try FileTable.create(path: tablePath, identity: treeIdentity)
+        try buildTable(fresh)
+        state.withLock { $0.table = fresh }
+    }
+
+    /// Gives a number to every object that has none. For a directory that becomes a mirror, and for objects that were
+    /// put into the plain files while the mirror was stopped. Nothing else may use the tree meanwhile.
+    ///
+    /// - Parameters:
+    ///   - retagging: numbers found are replaced too. For the first start of a mirror on files of an earlier one, whose
+    ///     numbers would collide with its own.
+    /// - Returns: how many objects were given a number.
+    public func adoptScan(allocator: inout FileIDAllocator, retagging: Bool) throws(TreeError) -> Int {
+        var numbers = allocator
+        var tagged = 0
+        // Further names of one inode get the number of the first; only inodes with several names are remembered.
+        var linked: [UInt64: FileID] = [:]
+        let fresh = try FileTable.create(path: tablePath, identity: treeIdentity)
+        cache.removeAll()
+        _ = try walk(fresh) { (fd, tag) throws(TreeError) in
+            if let tag, !retagging { return tag }
+            let stat = try System.stat(fd)
+            let isLinked = stat.links > 1 && stat.mode & S_IFMT != S_IFDIR
+            if isLinked, let known = linked[stat.inode] { return known }
+            guard let file = numbers.allocate() else {
+                throw TreeError("number the files in", backing, code: EOVERFLOW)
+            }
+            try System.setXattr(fd, PlainTree.fileIDXattr, PlainTree.encodeTag(file))
+            if isLinked { linked[stat.inode] = file }
+            tagged += 1
+            return file
+        }
+        state.withLock { $0.table = fresh }
+        allocator = numbers
+        return tagged
+    }
+
+    /// Visits every object below the root and in staging, directories before what is in them, and enters it into
+    /// `table` under the number that `visit` answers (nil: left out).
+    private func walk(_ table: FileTable, _ visit: Visitor) throws(TreeError) -> Int {
+        try table.insert(.root, try handle(of: root.rawValue))
+        var count = 1
+        var waiting: [FileID] = []
+        // Staging has no number of its own; what is in it came from records that a crash interrupted.
+        try visitDirectory(staging.rawValue, .none, table, visit, &waiting, &count)
+        waiting.append(.root)
+        while let directory = waiting.popLast() {
+            guard let handle = try table.find(directory) else { continue }
+            let fd = try openDirectory(handle)
+            try visitDirectory(fd.rawValue, directory, table, visit, &waiting, &count)
+        }
+        return count
+    }
+
+    private func visitDirectory(
+        _ shared: Int32, _ directory: FileID, _ table: FileTable, _ visit: Visitor, _ waiting: inout [FileID],
+        _ count: inout Int
+    ) throws(TreeError) {
+        let fd = try System.open(shared, [UInt8(ascii: ".")], O_RDONLY | CLINUX_O_DIRECTORY | CLINUX_O_NOATIME)
+        while true {
+            let names = try rawNames(fd.rawValue, of: directory)
+            if names.isEmpty { return }
+            for raw in names where !raw.isDots {
+                guard let object = try child(raw.name, of: fd.rawValue) else { continue }
+                let stat = try System.stat(object.rawValue)
+                guard UInt64(stat.device_major) << 32 | UInt64(stat.device_minor) == device else {
+                    throw TreeError(
+                        "use", path(of: object.rawValue), code: EXDEV,
+                        remedy: "Another file system is mounted there. A mirror's plain files are on one file system: "
+                            + "make it a mirror of its own")
+                }
+                guard let file = try visit(object.rawValue, try tag(of: object.rawValue)) else { continue }
+                let handle = try handle(of: object.rawValue)
+                if let known = try table.find(file) {
+                    if known == handle { continue }
+                    throw duplicate(file, known, object.rawValue)
+                }
+                try table.insert(file, handle)
+                count += 1
+                if stat.mode & S_IFMT == S_IFDIR { waiting.append(file) }
+            }
+        }
+    }
+
+    private func openDirectory(_ handle: FileHandle) throws(TreeError) -> FileDescriptor {
+        let fd = try open(handle, CLINUX_O_PATH)
+        let result = System.reopen(fd.rawValue, O_RDONLY | CLINUX_O_DIRECTORY | CLINUX_O_NOATIME)
+        return FileDescriptor(owning: try System.check(result, "open", path(of: fd.rawValue)))
+    }
+
+    func open(_ handle: FileHandle, _ flags: Int32) throws(TreeError) -> FileDescriptor {
+        var raw = clinux_handle()
+        raw.type = handle.type
+        raw.length = UInt32(handle.bytes.count)
+        unsafe withUnsafeMutableBytes(of: &raw.bytes) { space in unsafe space.copyBytes(from: handle.bytes) }
+        let result = unsafe clinux_open_by_handle(root.rawValue, &raw, flags | CLINUX_O_NOFOLLOW)
+        return FileDescriptor(owning: try System.check(result, "open by handle", ""))
+    }
+
+    private func duplicate(_ file: FileID, _ known: FileHandle, _ fd: Int32) -> TreeError {
+        var other = "another file"
+        if let fd = try? open(known, CLINUX_O_PATH) { other = path(of: fd.rawValue) }
+        return TreeError(
+            "use", "\(path(of: fd)) and \(other), which have one file number (\(file))", code: EEXIST,
+            remedy: "One is a copy made past the mirror (cp -a copies the attribute). Take the copy out, or remove its "
+                + "attribute (setfattr -x trusted.lockstep.fid FILE) and run 'lockstep adopt'")
+    }
+}

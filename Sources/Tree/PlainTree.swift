@@ -1,0 +1,210 @@
+internal import CLinux
+public import Format
+internal import Glibc
+public import Logging
+internal import Ring
+internal import Synchronization
+
+/// The plain files of one mirror on this node.
+///
+/// All calls block and may be made from several threads at once; the caller sees to it that records which touch the
+/// same file are applied in their order (`Applier` does). Nothing here follows a symbolic link of the tree: every
+/// object is reached by its handle, and names only through the descriptor of their directory.
+public final class PlainTree: Sendable {
+    /// The number of an object, sixteen hexadecimal digits, in this extended attribute.
+    public static let fileIDXattr: FileName = Array("trusted.lockstep.fid".utf8)
+    static let ownXattrPrefix: FileName = Array("trusted.lockstep.".utf8)
+    /// The directory at the root of the plain files that is ours; invisible through the mount and to records.
+    public static let ownName: FileName = Array(".lockstep".utf8)
+    static let stagingName: FileName = Array("staging".utf8)
+    static let lockName: FileName = Array("lock".utf8)
+
+    public enum Opening: Sendable {
+        /// Gives the directory its number and our own directory if they are missing.
+        case create
+        /// Refuses a directory that was never prepared: most likely its file system is not mounted.
+        case existing
+    }
+
+    /// Where the plain files are.
+    public let backing: String
+    /// "ext4", "xfs" or "btrfs".
+    public let fileSystemType: String
+    let logger: Logger
+    /// An ordinary descriptor, opened before anything was written: the kernel reports a failed write-back to it once,
+    /// at the next `syncfs`, and to nobody who opens later. It is also the mount that handles are opened on.
+    let root: FileDescriptor
+    let staging: FileDescriptor
+    /// Holds the lock that keeps a second process away.
+    private let lock: FileDescriptor
+    let device: UInt64
+    let cache: DescriptorCache
+    let tablePath: String
+    let treeIdentity: UInt64
+    let state: Mutex<State>
+
+    struct State {
+        var table: FileTable
+        /// When the table was last built because an open had failed (boot clock, ns).
+        var lastRepair: UInt64?
+        /// Files that stay until released, although their last name may go.
+        var held: Set<FileID> = []
+        /// Held files without a name, in staging.
+        var parked: Set<FileID> = []
+        /// Names already complained about.
+        var reported: Set<FileName> = []
+        /// A first failure of `sync`; there is no second try.
+        var syncFailure: TreeError?
+        var image: ImageSession?
+    }
+
+    /// - Parameters:
+    ///   - backing: the directory of the plain files; ext4, XFS or btrfs.
+    ///   - state: a directory for the file table.
+    ///   - descriptorLimit: open files kept at hand.
+    /// - Throws: `TreeError` that says what to do; nothing was changed then, except that `create` may have made
+    ///   `.lockstep`.
+    public init(
+        backing: String, state stateDirectory: String, opening: Opening, descriptorLimit: Int = 512, logger: Logger
+    ) throws(TreeError) {
+        self.backing = backing
+        self.logger = logger
+        root = try System.open(backing, O_RDONLY | CLINUX_O_DIRECTORY)
+        let stat = try System.stat(root.rawValue)
+        device = UInt64(stat.device_major) << 32 | UInt64(stat.device_minor)
+        fileSystemType = try PlainTree.supportedType(of: root.rawValue, mount: stat.mount_id, path: backing)
+        let tag = try System.xattr(root.rawValue, PlainTree.fileIDXattr)
+        if opening == .existing, tag == nil {
+            throw TreeError(
+                "use the plain files in", backing, code: ENODEV,
+                remedy: "It is not a mirrored directory. If it should be, its file system is not mounted: mount it. "
+                    + "A new mirror is made with 'lockstep init'")
+        }
+        if let tag, PlainTree.decodeTag(tag) != .root {
+            throw TreeError(
+                "use the plain files in", backing, code: EINVAL,
+                remedy: "It is a directory inside another mirror's plain files: name that mirror's own directory")
+        }
+        let own = try PlainTree.directory(PlainTree.ownName, in: root.rawValue, creating: opening == .create)
+        lock = try System.open(own.rawValue, PlainTree.lockName, O_RDWR | O_CREAT)
+        let locked = clinux_lock_exclusive(lock.rawValue)
+        guard locked >= 0 else {
+            throw TreeError(
+                "lock the plain files in", backing, code: -locked,
+                remedy: "Another process works on them: stop it first (systemctl stop lockstepd)")
+        }
+        staging = try PlainTree.directory(PlainTree.stagingName, in: own.rawValue, creating: true)
+        if tag == nil { try System.setXattr(root.rawValue, PlainTree.fileIDXattr, PlainTree.encodeTag(.root)) }
+        cache = DescriptorCache(limit: descriptorLimit)
+        tablePath = stateDirectory + "/file-table"
+        treeIdentity = try PlainTree.identity(of: root.rawValue)
+        let found = try FileTable.open(path: tablePath, identity: treeIdentity, logger: logger)
+        let table: FileTable
+        if let found {
+            table = found
+        } else {
+            table = try FileTable.create(path: tablePath, identity: treeIdentity)
+        }
+        state = Mutex(State(table: table))
+        if found == nil {
+            try buildTable(table)
+        } else {
+            try table.insert(.root, try handle(of: root.rawValue))
+        }
+    }
+
+    /// Makes everything applied so far durable: the file table first, then the plain files.
+    ///
+    /// - Throws: the first error, and from then on always: the kernel reports a lost page once and then says "ok".
+    ///   The caller leaves the in-sync set and never moves the checkpoint.
+    public func sync() throws(TreeError) {
+        if let failure = state.withLock({ $0.syncFailure }) { throw failure }
+        do throws(TreeError) {
+            try table.flush()
+            let result = clinux_syncfs(root.rawValue)
+            guard result >= 0 else {
+                throw TreeError(
+                    "write the plain files to disk in", backing, code: -result,
+                    remedy: "The disk lost data. Check it (dmesg), replace it, and let this node be resynchronised")
+            }
+        } catch {
+            state.withLock { if $0.syncFailure == nil { $0.syncFailure = error } }
+            throw error
+        }
+    }
+
+    /// Syncs and marks the file table complete, for a clean stop. Nothing may be applied afterwards.
+    public func close() throws(TreeError) {
+        try sync()
+        cache.removeAll()
+        try table.close()
+    }
+
+    var table: FileTable { state.withLock { $0.table } }
+
+    // MARK: Opening
+
+    /// File systems that write metadata in order: after a crash a name never leads to an inode that was not written.
+    private static func supportedType(of fd: Int32, mount: UInt64, path: String) throws(TreeError) -> String {
+        let remedy = "Put the plain files on ext4, XFS or btrfs"
+        var handle = clinux_handle()
+        let result = unsafe System.withText([]) { text in
+            unsafe clinux_name_to_handle(fd, text, CLINUX_AT_EMPTY_PATH, &handle, nil)
+        }
+        let type = mountType(mount) ?? "unknown"
+        guard ["ext4", "xfs", "btrfs"].contains(type) else {
+            throw TreeError("use the file system '\(type)' of", path, code: EOPNOTSUPP, remedy: remedy)
+        }
+        guard result >= 0 else {
+            throw TreeError("get file handles in", path, code: -result, remedy: remedy)
+        }
+        return type
+    }
+
+    /// The type of a mounted file system; ext2 and ext4 have one magic number, so it comes from the mount table.
+    private static func mountType(_ mount: UInt64) -> String? {
+        guard let fd = try? System.open("/proc/self/mountinfo", O_RDONLY) else { return nil }
+        var text: [UInt8] = []
+        var piece = [UInt8](repeating: 0, count: 65536)
+        while true {
+            let count = unsafe piece.withUnsafeMutableBytes { space in
+                unsafe Glibc.read(fd.rawValue, space.baseAddress, space.count)
+            }
+            guard count > 0, text.count < 16 << 20 else { break }
+            text += piece[..<count]
+        }
+        for line in String(decoding: text, as: UTF8.self).split(separator: "\n") {
+            let fields = line.split(separator: " ")
+            guard fields.first == Substring(String(mount)), let dash = fields.firstIndex(of: "-"),
+                dash + 1 < fields.count
+            else { continue }
+            return String(fields[dash + 1])
+        }
+        return nil
+    }
+
+    private static func directory(
+        _ name: FileName, in parent: Int32, creating: Bool
+    ) throws(TreeError) -> FileDescriptor {
+        let flags = O_RDONLY | CLINUX_O_DIRECTORY
+        if let found = try System.openIfPresent(parent, name, flags) { return found }
+        guard creating else {
+            throw TreeError(
+                "open", shown(name), code: ENOENT,
+                remedy: "The mirrored directory is damaged. Restore it, or prepare the node anew with 'lockstep init'")
+        }
+        try System.makeDirectory(parent, name, mode: 0o700)
+        return try System.open(parent, name, flags)
+    }
+
+    /// Tells this tree from a copy on another disk: from the root's handle and time of birth.
+    private static func identity(of root: Int32) throws(TreeError) -> UInt64 {
+        let stat = try System.stat(root)
+        var writer = ByteWriter()
+        writer.put(stat.inode)
+        writer.put(stat.birth_s)
+        writer.put(stat.birth_ns)
+        let bytes = writer.bytes
+        return unsafe bytes.withUnsafeBytes { unsafe hash64($0, seed: 0) }
+    }
+}
