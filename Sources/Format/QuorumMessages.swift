@@ -1,0 +1,551 @@
+// What the three voters say to each other, and what each of them keeps on its disk.
+//
+// Every message starts with the sender's incarnation, so that whatever an earlier life of a voter said is recognised and
+// dropped, and with a growing number that answers echo, so that "I have lost my memory" and "I know" cannot be confused
+// when one of them is late. Layout on the wire, little-endian:
+//
+// ```
+//   birth u64 | session u64 | number u64 | echo u64 | kind u8 | body (fixed for each kind, except a seed's name)
+// ```
+//
+// The mirror's id is not repeated here: the frame that carries a message has it.
+
+/// Which memory of the witness a ballot belongs to.
+///
+/// A witness that was installed anew has forgotten its promises. It gets a new instance, larger than every earlier one,
+/// and answers given by an earlier instance count for nothing.
+public struct WitnessInstance: Sendable, Hashable, Comparable, CustomStringConvertible {
+    /// Grows by one each time the witness is seeded.
+    public var generation: UInt32
+    /// The number the empty witness drew when it started, so that a late seed for one never fits another.
+    public var birth: UInt64
+    public init(generation: UInt32, birth: UInt64) {
+        self.generation = generation
+        self.birth = birth
+    }
+    /// Before any witness was seeded.
+    public static let none = WitnessInstance(generation: 0, birth: 0)
+    public static func < (left: WitnessInstance, right: WitnessInstance) -> Bool {
+        (left.generation, left.birth) < (right.generation, right.birth)
+    }
+    public var description: String { "\(generation)/\(hexadecimal(birth))" }
+}
+
+/// The number of one round of voting; unique, because a node's own acceptor stores it before anyone else hears of it.
+public struct Ballot: Sendable, Hashable, Comparable, CustomStringConvertible {
+    public var instance: WitnessInstance
+    public var number: UInt64
+    public var node: NodeID
+    public init(instance: WitnessInstance, number: UInt64, node: NodeID) {
+        self.instance = instance
+        self.number = number
+        self.node = node
+    }
+    /// Below every ballot that is ever used.
+    public static let zero = Ballot(instance: .none, number: 0, node: .a)
+    public static func < (left: Ballot, right: Ballot) -> Bool {
+        if left.instance != right.instance { return left.instance < right.instance }
+        return (left.number, left.node.rawValue) < (right.number, right.node.rawValue)
+    }
+    /// `none` is spelled out: an instance's birth is long and says little to a reader.
+    public var description: String { "\(instance.generation).\(number)\(node)" }
+}
+
+/// The highest ballots a voter is known to have answered. If it later shows lower ones, its disk was put back to an older
+/// state, and it has forgotten promises that others rely on.
+public struct VoterMemory: Sendable, Hashable {
+    public var promised: Ballot
+    public var accepted: Ballot
+    public init(promised: Ballot = .zero, accepted: Ballot = .zero) {
+        self.promised = promised
+        self.accepted = accepted
+    }
+    public mutating func note(promised ballot: Ballot) { promised = max(promised, ballot) }
+    public mutating func note(accepted ballot: Ballot) {
+        promised = max(promised, ballot)
+        accepted = max(accepted, ballot)
+    }
+}
+
+/// One value for each of the three voters, in their fixed order.
+public struct PerVoter<Value> {
+    public var a: Value
+    public var b: Value
+    public var witness: Value
+    public init(_ value: Value) {
+        a = value
+        b = value
+        witness = value
+    }
+    public subscript(voter: Voter) -> Value {
+        get {
+            switch voter {
+            case .a: a
+            case .b: b
+            case .witness: witness
+            }
+        }
+        set {
+            switch voter {
+            case .a: a = newValue
+            case .b: b = newValue
+            case .witness: witness = newValue
+            }
+        }
+    }
+}
+extension PerVoter: Sendable where Value: Sendable {}
+extension PerVoter: Equatable where Value: Equatable {}
+extension PerVoter: Hashable where Value: Hashable {}
+
+/// What a voter keeps on its disk. It is written and flushed *before* any answer that depends on it leaves.
+///
+/// A voter without this state is *empty*: it answers nothing but that it is empty, until it is seeded.
+public struct AcceptorState: Sendable, Hashable {
+    public var mirror: MirrorID
+    /// The mirror's name, so that two mirrors of one name are told apart by a witness. At most `nameLimit` bytes.
+    public var name: String
+    /// Drawn when this memory began. A voter that lost its disk comes back with another one.
+    public var birth: UInt64
+    /// How many processes have run on this memory: the number of the running one, so that late messages of an earlier
+    /// process are recognised.
+    public var starts: UInt64
+    public var promised: Ballot
+    public var acceptedBallot: Ballot
+    public var accepted: Decision
+    /// The highest ballot known to have been chosen by two of three. If it is `acceptedBallot`, `accepted` was chosen.
+    public var chosenBallot: Ballot
+    /// What the other voters are known to have answered (used on nodes only).
+    public var memory: PerVoter<VoterMemory>
+
+    /// Longest mirror name, in bytes of UTF-8.
+    public static let nameLimit = 255
+
+    public init(
+        mirror: MirrorID, name: String, birth: UInt64, starts: UInt64, promised: Ballot, acceptedBallot: Ballot,
+        accepted: Decision, chosenBallot: Ballot
+    ) {
+        self.mirror = mirror
+        self.name = name
+        self.birth = birth
+        self.starts = starts
+        self.promised = promised
+        self.acceptedBallot = acceptedBallot
+        self.accepted = accepted
+        self.chosenBallot = chosenBallot
+        memory = PerVoter(VoterMemory())
+    }
+
+    /// The first state of all: `node` has the data and is alone. It is chosen by definition, because the other two
+    /// voters are empty and can only learn it from here.
+    ///
+    /// - Parameter birth: a random number.
+    public static func genesis(mirror: MirrorID, name: String, node: NodeID, birth: UInt64) -> AcceptorState {
+        let ballot = Ballot(instance: .none, number: 1, node: node)
+        return AcceptorState(
+            mirror: mirror, name: name, birth: birth, starts: 0, promised: ballot, acceptedBallot: ballot,
+            accepted: Decision(sequence: 1, epoch: Epoch(rawValue: 1), primary: node, inSync: NodeSet(node)),
+            chosenBallot: ballot)
+    }
+}
+
+/// Which life of which memory a message comes from.
+public struct Incarnation: Sendable, Hashable {
+    public var birth: UInt64
+    /// `AcceptorState.starts` of the sender; 0 for an empty voter.
+    public var session: UInt64
+    public init(birth: UInt64, session: UInt64) {
+        self.birth = birth
+        self.session = session
+    }
+}
+
+/// Why a voter did not promise or accept.
+public enum RoundRefusal: Sendable, Hashable {
+    /// It has promised a ballot at least as high.
+    case ballot
+    /// It has granted a lease to the other node that runs for so many milliseconds more.
+    case leaseHeld(remainingMilliseconds: UInt32)
+    /// It restarted, and may have granted a lease in its earlier life that runs for so many milliseconds more.
+    case restarted(remainingMilliseconds: UInt32)
+}
+
+/// Why a voter did not grant a lease.
+public enum LeaseRefusal: UInt8, Sendable, Hashable {
+    /// It has accepted a decision in which the asker is not primary.
+    case notPrimary = 1
+    /// The other node holds its grant.
+    case held = 2
+    /// The asker has not heard the last answers.
+    case unheard = 3
+}
+
+/// What a node does, as it tells the other node.
+public enum NodePhase: UInt8, Sendable, Hashable {
+    case idle = 0
+    /// Recorded as primary, not open yet.
+    case opening = 1
+    case serving = 2
+    /// Primary without a lease.
+    case frozen = 3
+    /// Has stopped serving and released its leases: the other one shall take over now.
+    case handedOver = 4
+    /// Stopped by an administrator, or unable to serve.
+    case stopped = 5
+}
+
+/// Which half of a round an answer belongs to.
+public enum RoundPhase: UInt8, Sendable, Hashable {
+    case prepare = 1
+    case accept = 2
+}
+
+/// One message between two voters.
+public struct QuorumMessage: Sendable, Hashable {
+    public var sender: Incarnation
+    /// Grows with each message that the sender's process sends.
+    public var number: UInt64
+    /// The number of the message that this one answers, or 0.
+    public var echo: UInt64
+    public var body: Body
+
+    public enum Body: Sendable, Hashable {
+        /// First half of a round. `memory` is what the asker knows the voter to have answered before.
+        case prepare(Ballot, memory: VoterMemory)
+        case promise(Ballot, acceptedBallot: Ballot, accepted: Decision)
+        /// Second half of a round.
+        case accept(Ballot, Decision, memory: VoterMemory)
+        case accepted(Ballot)
+        case refused(Ballot, RoundPhase, promised: Ballot, RoundRefusal)
+        /// Asks for a lease. `number` grows with each request of one process; `heard` is the highest number whose
+        /// answer from this voter has arrived; the epoch is that of the decision that makes the asker primary.
+        case leaseRequest(number: UInt64, heard: UInt64, epoch: Epoch, memory: VoterMemory)
+        case leaseGranted(number: UInt64)
+        case leaseRefused(number: UInt64, LeaseRefusal, accepted: Epoch)
+        /// Gives back every grant up to `number`.
+        case leaseRelease(number: UInt64)
+        /// The voter has no memory; its number for this life.
+        case empty(birth: UInt64)
+        /// Gives an empty voter its memory. `birth` is the number that it drew; anyone else ignores the seed.
+        case seed(
+            birth: UInt64, mirror: MirrorID, name: String, promised: Ballot, acceptedBallot: Ballot,
+            accepted: Decision)
+        /// The witness refuses a seed: it serves another mirror of the same name.
+        case nameTaken(by: MirrorID)
+        /// One node to the other, every half second: what it does, and the newest decision it knows to be chosen.
+        case status(NodePhase, chosen: Decision?)
+    }
+
+    public init(sender: Incarnation, number: UInt64, echo: UInt64 = 0, body: Body) {
+        self.sender = sender
+        self.number = number
+        self.echo = echo
+        self.body = body
+    }
+}
+
+// MARK: - Encoding
+
+extension ByteWriter {
+    mutating func put(_ ballot: Ballot) {
+        put(ballot.instance.generation)
+        put(ballot.instance.birth)
+        put(ballot.number)
+        put(ballot.node)
+    }
+    mutating func put(_ memory: VoterMemory) {
+        put(memory.promised)
+        put(memory.accepted)
+    }
+}
+
+extension ByteReader {
+    mutating func getBallot() throws(DecodingError) -> Ballot {
+        let generation = try get(UInt32.self, "ballot generation")
+        let birth = try get(UInt64.self, "ballot birth")
+        let number = try get(UInt64.self, "ballot number")
+        return Ballot(
+            instance: WitnessInstance(generation: generation, birth: birth), number: number, node: try getNodeID())
+    }
+    mutating func getVoterMemory() throws(DecodingError) -> VoterMemory {
+        let promised = try getBallot()
+        return VoterMemory(promised: promised, accepted: try getBallot())
+    }
+}
+
+extension QuorumMessage {
+    /// The longest message, in bytes: a seed with the longest name.
+    public static let encodedLimit = 512
+
+    public func encoded() -> [UInt8] {
+        var writer = ByteWriter(reserving: 128)
+        writer.put(sender.birth)
+        writer.put(sender.session)
+        writer.put(number)
+        writer.put(echo)
+        body.encode(into: &writer)
+        return writer.bytes
+    }
+
+    public init(decoding bytes: ArraySlice<UInt8>) throws(DecodingError) {
+        guard bytes.count <= QuorumMessage.encodedLimit else {
+            throw DecodingError("quorum message of \(bytes.count) bytes, limit \(QuorumMessage.encodedLimit)", at: 0)
+        }
+        var reader = ByteReader(bytes)
+        let birth = try reader.get(UInt64.self, "birth")
+        let session = try reader.get(UInt64.self, "session")
+        let number = try reader.get(UInt64.self, "number")
+        let echo = try reader.get(UInt64.self, "echo")
+        let body = try Body(from: &reader)
+        try reader.finish()
+        self.init(sender: Incarnation(birth: birth, session: session), number: number, echo: echo, body: body)
+    }
+}
+
+extension QuorumMessage.Body {
+    /// The byte that stands for each kind. Never reused for another meaning.
+    enum Kind: UInt8 {
+        case prepare = 1
+        case promise = 2
+        case accept = 3
+        case accepted = 4
+        case refused = 5
+        case leaseRequest = 6
+        case leaseGranted = 7
+        case leaseRefused = 8
+        case leaseRelease = 9
+        case empty = 10
+        case seed = 11
+        case nameTaken = 12
+        case status = 13
+    }
+
+    func encode(into writer: inout ByteWriter) {
+        switch self {
+        case .prepare, .promise, .accept, .accepted, .refused: encodeRound(into: &writer)
+        case .leaseRequest, .leaseGranted, .leaseRefused, .leaseRelease: encodeLease(into: &writer)
+        case .empty(let birth):
+            writer.put(Kind.empty.rawValue)
+            writer.put(birth)
+        case .seed(let birth, let mirror, let name, let promised, let acceptedBallot, let accepted):
+            writer.put(Kind.seed.rawValue)
+            writer.put(birth)
+            writer.put(mirror)
+            writer.put(name)
+            writer.put(promised)
+            writer.put(acceptedBallot)
+            writer.put(accepted)
+        case .nameTaken(let mirror):
+            writer.put(Kind.nameTaken.rawValue)
+            writer.put(mirror)
+        case .status(let phase, let chosen):
+            writer.put(Kind.status.rawValue)
+            writer.put(phase.rawValue)
+            writer.put(chosen != nil)
+            if let chosen { writer.put(chosen) }
+        }
+    }
+
+    private func encodeRound(into writer: inout ByteWriter) {
+        switch self {
+        case .prepare(let ballot, let memory):
+            writer.put(Kind.prepare.rawValue)
+            writer.put(ballot)
+            writer.put(memory)
+        case .promise(let ballot, let acceptedBallot, let accepted):
+            writer.put(Kind.promise.rawValue)
+            writer.put(ballot)
+            writer.put(acceptedBallot)
+            writer.put(accepted)
+        case .accept(let ballot, let decision, let memory):
+            writer.put(Kind.accept.rawValue)
+            writer.put(ballot)
+            writer.put(decision)
+            writer.put(memory)
+        case .accepted(let ballot):
+            writer.put(Kind.accepted.rawValue)
+            writer.put(ballot)
+        case .refused(let ballot, let phase, let promised, let reason):
+            writer.put(Kind.refused.rawValue)
+            writer.put(ballot)
+            writer.put(phase.rawValue)
+            writer.put(promised)
+            switch reason {
+            case .ballot: putReason(1, 0, into: &writer)
+            case .leaseHeld(let remaining): putReason(2, remaining, into: &writer)
+            case .restarted(let remaining): putReason(3, remaining, into: &writer)
+            }
+        default: preconditionFailure("not a message of a round")
+        }
+    }
+
+    private func putReason(_ code: UInt8, _ remaining: UInt32, into writer: inout ByteWriter) {
+        writer.put(code)
+        writer.put(remaining)
+    }
+
+    private func encodeLease(into writer: inout ByteWriter) {
+        switch self {
+        case .leaseRequest(let number, let heard, let epoch, let memory):
+            writer.put(Kind.leaseRequest.rawValue)
+            writer.put(number)
+            writer.put(heard)
+            writer.put(epoch)
+            writer.put(memory)
+        case .leaseGranted(let number):
+            writer.put(Kind.leaseGranted.rawValue)
+            writer.put(number)
+        case .leaseRefused(let number, let reason, let epoch):
+            writer.put(Kind.leaseRefused.rawValue)
+            writer.put(number)
+            writer.put(reason.rawValue)
+            writer.put(epoch)
+        case .leaseRelease(let number):
+            writer.put(Kind.leaseRelease.rawValue)
+            writer.put(number)
+        default: preconditionFailure("not a message about a lease")
+        }
+    }
+
+    init(from reader: inout ByteReader) throws(DecodingError) {
+        let place = reader.offset
+        let code = try reader.get(UInt8.self, "kind of quorum message")
+        guard let kind = Kind(rawValue: code) else {
+            throw DecodingError("unknown kind of quorum message \(code)", at: place)
+        }
+        switch kind {
+        case .prepare, .promise, .accept, .accepted, .refused: self = try Self.round(kind, from: &reader)
+        case .leaseRequest, .leaseGranted, .leaseRefused, .leaseRelease: self = try Self.lease(kind, from: &reader)
+        case .empty: self = .empty(birth: try reader.get(UInt64.self, "birth"))
+        case .seed:
+            let birth = try reader.get(UInt64.self, "birth")
+            let mirror = try reader.getMirrorID()
+            let name = try reader.getText(limit: AcceptorState.nameLimit, "mirror name")
+            let promised = try reader.getBallot()
+            let acceptedBallot = try reader.getBallot()
+            self = .seed(
+                birth: birth, mirror: mirror, name: name, promised: promised, acceptedBallot: acceptedBallot,
+                accepted: try reader.getDecision())
+        case .nameTaken: self = .nameTaken(by: try reader.getMirrorID())
+        case .status:
+            let place = reader.offset
+            guard let phase = NodePhase(rawValue: try reader.get(UInt8.self, "node phase")) else {
+                throw DecodingError("unknown node phase", at: place)
+            }
+            self = .status(phase, chosen: try reader.getBool("decision flag") ? try reader.getDecision() : nil)
+        }
+    }
+
+    private static func round(_ kind: Kind, from reader: inout ByteReader) throws(DecodingError) -> Self {
+        let ballot = try reader.getBallot()
+        switch kind {
+        case .prepare: return .prepare(ballot, memory: try reader.getVoterMemory())
+        case .promise:
+            let acceptedBallot = try reader.getBallot()
+            return .promise(ballot, acceptedBallot: acceptedBallot, accepted: try reader.getDecision())
+        case .accept:
+            let decision = try reader.getDecision()
+            return .accept(ballot, decision, memory: try reader.getVoterMemory())
+        case .accepted: return .accepted(ballot)
+        default:
+            let place = reader.offset
+            guard let phase = RoundPhase(rawValue: try reader.get(UInt8.self, "half of a round")) else {
+                throw DecodingError("unknown half of a round", at: place)
+            }
+            let promised = try reader.getBallot()
+            let code = try reader.get(UInt8.self, "reason of a refusal")
+            let remaining = try reader.get(UInt32.self, "remaining time")
+            switch code {
+            case 1 where remaining == 0: return .refused(ballot, phase, promised: promised, .ballot)
+            case 2: return .refused(ballot, phase, promised: promised, .leaseHeld(remainingMilliseconds: remaining))
+            case 3: return .refused(ballot, phase, promised: promised, .restarted(remainingMilliseconds: remaining))
+            default: throw DecodingError("unknown reason of a refusal \(code)", at: reader.offset - 5)
+            }
+        }
+    }
+
+    private static func lease(_ kind: Kind, from reader: inout ByteReader) throws(DecodingError) -> Self {
+        let number = try reader.get(UInt64.self, "lease number")
+        switch kind {
+        case .leaseRequest:
+            let heard = try reader.get(UInt64.self, "heard lease number")
+            let epoch = try reader.getEpoch()
+            return .leaseRequest(number: number, heard: heard, epoch: epoch, memory: try reader.getVoterMemory())
+        case .leaseGranted: return .leaseGranted(number: number)
+        case .leaseRefused:
+            let code = try reader.get(UInt8.self, "reason of a lease refusal")
+            guard let reason = LeaseRefusal(rawValue: code) else {
+                throw DecodingError("unknown reason of a lease refusal \(code)", at: reader.offset - 1)
+            }
+            return .leaseRefused(number: number, reason, accepted: try reader.getEpoch())
+        default: return .leaseRelease(number: number)
+        }
+    }
+}
+
+// MARK: - The file on disk
+
+extension AcceptorState {
+    /// First bytes of the file: 'LSAC'.
+    static let magic: UInt32 = 0x4341_534C
+    /// 1: the first.
+    static let version: UInt16 = 1
+    /// The longest encoding, in bytes.
+    public static let encodedLimit = 1024
+
+    /// ```
+    /// magic u32 'LSAC' | version u16 | reserved u16 | mirror 16 | name (u32 length, bytes) | birth u64 | starts u64 |
+    /// promised 21 | accepted ballot 21 | accepted decision 14 | chosen ballot 21 | memory of a, b, witness 3 x 42 |
+    /// CRC-32C of everything before, u32
+    /// ```
+    public func encoded() -> [UInt8] {
+        precondition(name.utf8.count <= AcceptorState.nameLimit, "mirror name too long")
+        var writer = ByteWriter(reserving: 512)
+        writer.put(AcceptorState.magic)
+        writer.put(AcceptorState.version)
+        writer.put(UInt16(0))
+        writer.put(mirror)
+        writer.put(name)
+        writer.put(birth)
+        writer.put(starts)
+        writer.put(promised)
+        writer.put(acceptedBallot)
+        writer.put(accepted)
+        writer.put(chosenBallot)
+        for voter in Voter.allCases { writer.put(memory[voter]) }
+        writer.put(crc32c(writer.bytes))
+        return writer.bytes
+    }
+
+    public init(decoding bytes: [UInt8]) throws(DecodingError) {
+        guard bytes.count <= AcceptorState.encodedLimit else { throw DecodingError("voter state too long", at: 0) }
+        guard bytes.count >= 12 else { throw DecodingError("truncated voter state", at: bytes.count) }
+        var tail = ByteReader(bytes[(bytes.count - 4)...])
+        guard try tail.get(UInt32.self, "checksum") == crc32c(bytes[..<(bytes.count - 4)]) else {
+            throw DecodingError("wrong checksum of the voter state", at: bytes.count - 4)
+        }
+        var reader = ByteReader(bytes[..<(bytes.count - 4)])
+        guard try reader.get(UInt32.self, "magic") == AcceptorState.magic else {
+            throw DecodingError("not a voter state", at: 0)
+        }
+        let version = try reader.get(UInt16.self, "version")
+        guard version == AcceptorState.version, try reader.get(UInt16.self, "reserved") == 0 else {
+            throw DecodingError("voter state of version \(version), this program knows \(AcceptorState.version)", at: 4)
+        }
+        let mirror = try reader.getMirrorID()
+        let name = try reader.getText(limit: AcceptorState.nameLimit, "mirror name")
+        let birth = try reader.get(UInt64.self, "birth")
+        let starts = try reader.get(UInt64.self, "starts")
+        let promised = try reader.getBallot()
+        let acceptedBallot = try reader.getBallot()
+        let accepted = try reader.getDecision()
+        self.init(
+            mirror: mirror, name: name, birth: birth, starts: starts, promised: promised,
+            acceptedBallot: acceptedBallot, accepted: accepted, chosenBallot: try reader.getBallot())
+        for voter in Voter.allCases { memory[voter] = try reader.getVoterMemory() }
+        guard promised >= acceptedBallot, acceptedBallot >= chosenBallot else {
+            throw DecodingError("voter state whose ballots contradict each other", at: 0)
+        }
+        try reader.finish()
+    }
+}

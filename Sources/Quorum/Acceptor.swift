@@ -1,0 +1,359 @@
+/// What an acceptor asks of its shell.
+public enum AcceptorEffect: Sendable {
+    /// Make this durable (nil: forget everything), THEN call `persisted`. Answers that depend on it are held until then.
+    case persist(AcceptorState?, token: UInt64)
+    case reply(to: NodeID, QuorumMessage)
+    case log(QuorumLogLevel, String)
+}
+
+/// One voter: on each node, and in the witness.
+///
+/// Durable: the promise and the accepted decision; whatever leaves that rests on them leaves after the write. Volatile:
+/// the grants. Because they are, an acceptor that restarted refuses *prepare and accept* for one full grant (rule 8: it
+/// may have granted a lease that still runs); it may grant in that time, so that a lone primary need not freeze.
+///
+/// Three things tie leases to the register:
+/// 1. while a grant to X runs, prepare and accept of the other node are refused;
+/// 2. nobody gets a grant who is not the primary of the decision accepted here, unless for a later epoch;
+/// 3. a proposer that has to complete a decision naming the other node stops serving and releases first (`Member`).
+public struct Acceptor: Sendable {
+    private struct Grant: Sendable {
+        var number: UInt64
+        var until: BootNanoseconds
+    }
+    /// What the acceptor knows of one node, in memory.
+    private struct Client: Sendable {
+        var incarnation: Incarnation?
+        var grant: Grant?
+        var lastLeaseNumber: UInt64 = 0
+        var releasedNumber: UInt64 = 0
+        var heard: UInt64 = 0
+        var unheard = 0
+    }
+    private struct Held: Sendable {
+        var token: UInt64
+        var node: NodeID
+        var message: QuorumMessage
+    }
+
+    public let voter: Voter
+    /// nil: empty.
+    public private(set) var state: AcceptorState?
+    private let timing: QuorumTiming
+    private let startedAt: BootNanoseconds
+    private var generator: SmallGenerator
+    /// The number of this empty life.
+    private var emptyBirth: UInt64
+    private var clientA = Client()
+    private var clientB = Client()
+    private var lastToken: UInt64 = 0
+    private var durableToken: UInt64 = 0
+    /// The write that made this incarnation: nothing may leave in its name before.
+    private var incarnationToken: UInt64 = 0
+    private var held: [Held] = []
+    private var lastNumber: UInt64 = 0
+
+    /// Answers held for a write: more than this many and the oldest is dropped; its asker repeats the question.
+    static let heldLimit = 64
+
+    /// - Parameters:
+    ///   - state: what the disk holds; nil for an empty voter.
+    ///   - startedAt: when this *process* started (not when this object was made): what an earlier process granted may
+    ///     run for one grant from then.
+    ///   - seed: random; an empty voter's number comes from it.
+    public init(
+        voter: Voter, state: AcceptorState?, timing: QuorumTiming, startedAt: BootNanoseconds, seed: UInt64
+    ) {
+        precondition(timing.problems().isEmpty, "times that contradict each other")
+        self.voter = voter
+        self.state = state
+        self.timing = timing
+        self.startedAt = startedAt
+        generator = SmallGenerator(seed: seed)
+        emptyBirth = generator.next()
+    }
+
+    /// Counts this process, durably, so that messages of the earlier one can be told apart. Call it first.
+    public mutating func start(effects: inout [AcceptorEffect]) {
+        guard var begun = state else { return }
+        begun.starts += 1
+        store(begun, effects: &effects)
+        incarnationToken = lastToken
+    }
+
+    /// Everything that was to be stored is on the disk.
+    public var isSettled: Bool { durableToken == lastToken }
+    /// This incarnation is on the disk: messages may leave in its name.
+    var isIncarnationDurable: Bool { durableToken >= incarnationToken }
+
+    var incarnation: Incarnation {
+        Incarnation(birth: state?.birth ?? emptyBirth, session: state?.starts ?? 0)
+    }
+
+    /// Until when prepare and accept are refused because of what an earlier process may have granted.
+    var restartWaitEnds: BootNanoseconds { startedAt + timing.grant }
+
+    /// The writes up to this token are on the disk: what waited for them leaves.
+    public mutating func persisted(_ token: UInt64, effects: inout [AcceptorEffect]) {
+        durableToken = max(durableToken, token)
+        precondition(durableToken <= lastToken, "a write that was never asked for")
+        var waiting: [Held] = []
+        for answer in held {
+            if answer.token <= durableToken {
+                effects.append(.reply(to: answer.node, answer.message))
+            } else {
+                waiting.append(answer)
+            }
+        }
+        held = waiting
+    }
+
+    /// A message from a node (on a node, also from its own proposer).
+    public mutating func receive(
+        _ message: QuorumMessage, from node: NodeID, now: BootNanoseconds, effects: inout [AcceptorEffect]
+    ) {
+        guard isFresh(message.sender, from: node) else { return }
+        if state == nil {
+            receiveEmpty(message, from: node, effects: &effects)
+            return
+        }
+        if wasRolledBack(message.body) {
+            forget(effects: &effects)
+            answer(node, to: message, .empty(birth: emptyBirth), effects: &effects)
+            return
+        }
+        switch message.body {
+        case .prepare(let ballot, _): prepare(ballot, message, from: node, now: now, effects: &effects)
+        case .accept(let ballot, let decision, _):
+            accept(ballot, decision, message, from: node, now: now, effects: &effects)
+        case .leaseRequest(let number, let heard, let epoch, _):
+            requestLease(number, heard: heard, epoch: epoch, message, from: node, now: now, effects: &effects)
+        case .leaseRelease(let number): release(number, from: node)
+        default: break
+        }
+    }
+
+    // MARK: Memory
+
+    /// Messages of an earlier process of a node are dropped. Else a late release of the old process could remove the
+    /// grant that the new one serves on.
+    private mutating func isFresh(_ sender: Incarnation, from node: NodeID) -> Bool {
+        if let known = self[node].incarnation {
+            if known.birth == sender.birth, sender.session < known.session { return false }
+            if known == sender { return true }
+            // A new process. The grant stays until it runs out: nobody may rely on it, but nobody lost it either.
+            let grant = self[node].grant
+            self[node] = Client()
+            self[node].grant = grant.map { Grant(number: 0, until: $0.until) }
+        }
+        self[node].incarnation = sender
+        return true
+    }
+
+    private subscript(node: NodeID) -> Client {
+        get { node == .a ? clientA : clientB }
+        set { if node == .a { clientA = newValue } else { clientB = newValue } }
+    }
+
+    /// An empty voter answers nothing but that it is empty: it may have promised and accepted before it lost its memory.
+    private mutating func receiveEmpty(
+        _ message: QuorumMessage, from node: NodeID, effects: inout [AcceptorEffect]
+    ) {
+        guard
+            case .seed(let birth, let mirror, let name, let promised, let acceptedBallot, let accepted) = message.body,
+            birth == emptyBirth
+        else {
+            answer(node, to: message, .empty(birth: emptyBirth), effects: &effects)
+            return
+        }
+        // The witness belongs to the instance that was made for this empty life of it; a seed for another does not fit.
+        guard promised >= acceptedBallot, voter != .witness || promised.instance.birth == emptyBirth else { return }
+        effects.append(.log(.info, "seeded by node \(node) with \(accepted)"))
+        store(
+            AcceptorState(
+                mirror: mirror, name: name, birth: emptyBirth, starts: 1, promised: promised,
+                acceptedBallot: acceptedBallot, accepted: accepted, chosenBallot: acceptedBallot),
+            effects: &effects)
+        incarnationToken = lastToken
+    }
+
+    /// A node that remembers a higher answer of this voter than this voter itself does: its disk was put back to an
+    /// older state (a backup, a snapshot). So was it if the nodes have moved on to a later instance of the witness.
+    /// Exact, whatever the network does: answers leave after the write, so nobody can remember more than the disk held.
+    private func wasRolledBack(_ body: QuorumMessage.Body) -> Bool {
+        guard let state else { return false }
+        switch body {
+        case .prepare(let ballot, let memory), .accept(let ballot, _, let memory):
+            if voter == .witness, ballot.instance > state.promised.instance { return true }
+            return memory.promised > state.promised || memory.accepted > state.acceptedBallot
+        case .leaseRequest(_, _, _, let memory):
+            return memory.promised > state.promised || memory.accepted > state.acceptedBallot
+        default: return false
+        }
+    }
+
+    private mutating func forget(effects: inout [AcceptorEffect]) {
+        effects.append(
+            .log(
+                .critical,
+                "this voter's disk was put back to an older state: it forgets what it knows and waits to be seeded"))
+        state = nil
+        emptyBirth = generator.next()
+        held = []
+        lastToken += 1
+        incarnationToken = lastToken
+        effects.append(.persist(nil, token: lastToken))
+    }
+
+    private mutating func store(_ next: AcceptorState, effects: inout [AcceptorEffect]) {
+        state = next
+        lastToken += 1
+        effects.append(.persist(next, token: lastToken))
+    }
+
+    private mutating func answer(
+        _ node: NodeID, to message: QuorumMessage, _ body: QuorumMessage.Body, effects: inout [AcceptorEffect]
+    ) {
+        lastNumber += 1
+        let reply = QuorumMessage(sender: incarnation, number: lastNumber, echo: message.number, body: body)
+        // Answers about leases rest on nothing that is being written: a slow disk shall not look like a dead voter.
+        let restsOnWrites =
+            switch body {
+            case .leaseGranted, .leaseRefused: !isIncarnationDurable
+            default: !isSettled
+            }
+        if !restsOnWrites {
+            effects.append(.reply(to: node, reply))
+        } else {
+            // Every answer, also a repeated one, waits for the newest write: it may rest on it.
+            if held.count >= Acceptor.heldLimit { held.removeFirst() }
+            held.append(Held(token: lastToken, node: node, message: reply))
+        }
+    }
+
+    // MARK: Rounds
+
+    /// Whether a proposal of `node` must wait for a lease, and how long.
+    private func blocked(_ node: NodeID, now: BootNanoseconds) -> RoundRefusal? {
+        if let grant = self[node.peer].grant, grant.until > now {
+            return .leaseHeld(remainingMilliseconds: milliseconds(grant.until - now))
+        }
+        if now < restartWaitEnds { return .restarted(remainingMilliseconds: milliseconds(restartWaitEnds - now)) }
+        return nil
+    }
+
+    private func milliseconds(_ time: BootNanoseconds) -> UInt32 { UInt32(clamping: (time + 999_999) / 1_000_000) }
+
+    private mutating func prepare(
+        _ ballot: Ballot, _ message: QuorumMessage, from node: NodeID, now: BootNanoseconds,
+        effects: inout [AcceptorEffect]
+    ) {
+        guard var next = state else { return }
+        if let reason = blocked(node, now: now) {
+            refuse(ballot, .prepare, reason, message, from: node, effects: &effects)
+            return
+        }
+        // Refused at an equal ballot too (rule 8): a second answer to one ballot could show what was accepted since, and
+        // the asker would take a proposal of its own for an older one.
+        guard ballot > next.promised, ballot.node == node else {
+            refuse(ballot, .prepare, .ballot, message, from: node, effects: &effects)
+            return
+        }
+        next.promised = ballot
+        store(next, effects: &effects)
+        answer(
+            node, to: message,
+            .promise(ballot, acceptedBallot: next.acceptedBallot, accepted: next.accepted), effects: &effects)
+    }
+
+    private mutating func accept(
+        _ ballot: Ballot, _ decision: Decision, _ message: QuorumMessage, from node: NodeID, now: BootNanoseconds,
+        effects: inout [AcceptorEffect]
+    ) {
+        guard var next = state else { return }
+        if let reason = blocked(node, now: now) {
+            refuse(ballot, .accept, reason, message, from: node, effects: &effects)
+            return
+        }
+        guard ballot >= next.promised, ballot.node == node else {
+            refuse(ballot, .accept, .ballot, message, from: node, effects: &effects)
+            return
+        }
+        if ballot != next.acceptedBallot {
+            // While a node is the sole member by a chosen decision, nobody else may change it: what it accepts from
+            // itself, still as the sole member, is as good as chosen, and it may go on seeding from it.
+            let own = NodeSet(node)
+            if Voter(node) == voter, next.chosenBallot == next.acceptedBallot, next.accepted.inSync == own,
+                decision.inSync == own
+            {
+                next.chosenBallot = ballot
+            }
+            next.promised = ballot
+            next.acceptedBallot = ballot
+            next.accepted = decision
+            store(next, effects: &effects)
+        }
+        answer(node, to: message, .accepted(ballot), effects: &effects)
+    }
+
+    private mutating func refuse(
+        _ ballot: Ballot, _ phase: RoundPhase, _ reason: RoundRefusal, _ message: QuorumMessage, from node: NodeID,
+        effects: inout [AcceptorEffect]
+    ) {
+        guard let state else { return }
+        answer(node, to: message, .refused(ballot, phase, promised: state.promised, reason), effects: &effects)
+    }
+
+    /// On a node: two of three have accepted `ballot`, and this is what the others were seen to answer. Kept, so that
+    /// after a restart the sole member of a set still knows that it is (it may seed the others), and so that a voter
+    /// whose disk was put back is recognised.
+    mutating func noteChosen(_ ballot: Ballot, memory: PerVoter<VoterMemory>, effects: inout [AcceptorEffect]) {
+        guard var next = state, next.acceptedBallot >= ballot else { return }
+        if next.acceptedBallot == ballot { next.chosenBallot = ballot }
+        next.memory = memory
+        if next != state { store(next, effects: &effects) }
+    }
+
+    // MARK: Leases
+
+    private mutating func requestLease(
+        _ number: UInt64, heard: UInt64, epoch: Epoch, _ message: QuorumMessage, from node: NodeID,
+        now: BootNanoseconds, effects: inout [AcceptorEffect]
+    ) {
+        guard let state, number > self[node].lastLeaseNumber, number > self[node].releasedNumber else { return }
+        self[node].lastLeaseNumber = number
+        // A node that hears nobody, while its requests still arrive, would be renewed for ever and block the other
+        // (rule 12). One answer that it has heard makes it good again.
+        if heard > self[node].heard {
+            self[node].heard = heard
+            self[node].unheard = 0
+        } else {
+            self[node].unheard += 1
+        }
+        let reason: LeaseRefusal? =
+            if state.accepted.primary != node, epoch <= state.accepted.epoch {
+                .notPrimary
+            } else if let other = self[node.peer].grant, other.until > now {
+                .held
+            } else if self[node].unheard > timing.unheardLimit {
+                .unheard
+            } else {
+                nil
+            }
+        if let reason {
+            answer(
+                node, to: message, .leaseRefused(number: number, reason, accepted: state.accepted.epoch),
+                effects: &effects)
+        } else {
+            self[node].grant = Grant(number: number, until: now + timing.grant)
+            answer(node, to: message, .leaseGranted(number: number), effects: &effects)
+        }
+    }
+
+    /// Removes only the grants up to `number`: a release that was late must not take away a lease that was asked for
+    /// after it.
+    private mutating func release(_ number: UInt64, from node: NodeID) {
+        self[node].releasedNumber = max(self[node].releasedNumber, number)
+        if let grant = self[node].grant, grant.number <= number { self[node].grant = nil }
+    }
+}

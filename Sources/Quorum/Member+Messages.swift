@@ -1,0 +1,160 @@
+// What the voters say.
+
+extension Member {
+    mutating func receive(_ message: QuorumMessage, from voter: Voter, effects: inout [MemberEffect]) {
+        guard voter != own, acceptor != nil else { return }
+        if let earlier = incarnations[voter], earlier.birth == message.sender.birth,
+            message.sender.session < earlier.session
+        {
+            return  // from an earlier process
+        }
+        incarnations[voter] = message.sender
+        heardAt[voter] = now
+        connected[voter] = true
+        if state == nil {
+            receiveUnformed(message, from: voter, effects: &effects)
+            return
+        }
+        switch message.body {
+        case .prepare, .accept, .leaseRequest, .leaseRelease, .seed:
+            guard let asker = voter.node else { return }
+            passToAcceptor(message, from: asker, effects: &effects)
+        default: receiveAnswer(message, from: voter, effects: &effects)
+        }
+    }
+
+    private mutating func passToAcceptor(
+        _ message: QuorumMessage, from asker: NodeID, effects: inout [MemberEffect]
+    ) {
+        var wanted: [AcceptorEffect] = []
+        acceptor?.receive(message, from: asker, now: now, effects: &wanted)
+        carryOut(wanted, effects: &effects)
+        if state == nil {
+            // It found that its disk was put back. Everything this node believes rests on that disk.
+            proposer.end()
+            known = nil
+            isMerged = false
+            log.logComplete = false
+            startClosing(.rolledBack, next: .unformed, effects: &effects)
+        }
+    }
+
+    /// An empty node takes a seed from the other one and answers everything else with "I am empty".
+    private mutating func receiveUnformed(
+        _ message: QuorumMessage, from voter: Voter, effects: inout [MemberEffect]
+    ) {
+        guard let asker = voter.node else { return }
+        if case .empty = message.body { return }
+        passToAcceptorUnformed(message, from: asker, effects: &effects)
+        if let state {
+            memory = state.memory
+            log.logComplete = false
+            isMerged = false
+            nextRoundAt = now
+            if case .unformed = mode { mode = .standby }
+        }
+    }
+
+    private mutating func passToAcceptorUnformed(
+        _ message: QuorumMessage, from asker: NodeID, effects: inout [MemberEffect]
+    ) {
+        var wanted: [AcceptorEffect] = []
+        acceptor?.receive(message, from: asker, now: now, effects: &wanted)
+        carryOut(wanted, effects: &effects)
+    }
+
+    /// An answer of any voter, this node's own included, or the other node's status.
+    mutating func receiveAnswer(_ message: QuorumMessage, from voter: Voter, effects: inout [MemberEffect]) {
+        if case .empty(let birth) = message.body {
+            receiveEmpty(birth, echo: message.echo, from: voter, effects: &effects)
+            return
+        }
+        if message.echo != 0, message.echo <= emptyEcho[voter] { return }  // said before it lost its memory
+        if message.echo > formedEcho[voter] {
+            formedEcho[voter] = message.echo
+            if emptyBirth[voter] != nil {
+                emptyBirth[voter] = nil
+                if voter == .witness { nameTakenBy = nil }
+            }
+        }
+        switch message.body {
+        case .promise(let ballot, let acceptedBallot, let accepted):
+            memory[voter].note(promised: ballot)
+            proposer.promised(by: voter, ballot, acceptedBallot: acceptedBallot, accepted: accepted)
+            advanceRound(answeredBy: voter, effects: &effects)
+        case .accepted(let ballot):
+            memory[voter].note(accepted: ballot)
+            proposer.accepted(by: voter, ballot)
+            advanceRound(answeredBy: voter, effects: &effects)
+        case .refused(let ballot, let phase, let promised, let reason):
+            highestBallot = max(highestBallot, promised)
+            lastRefusal = reason
+            proposer.refused(by: voter, ballot, phase, reason, now: now)
+        case .leaseGranted(let number): lease.granted(by: voter, number: number)
+        case .leaseRefused(let number, _, _): lease.answered(by: voter, number: number)
+        case .nameTaken(let other):
+            if nameTakenBy != other {
+                nameTakenBy = other
+                effects.append(
+                    .log(
+                        .error,
+                        "the witness serves another mirror of this name (id \(other)) and refuses this one: give one of "
+                            + "the two another name"))
+            }
+        case .status(let phase, let chosen): receiveStatus(phase, chosen: chosen, effects: &effects)
+        default: break
+        }
+    }
+
+    /// A voter without memory. What it answered before in an open round counts no more. "I am empty" that was overtaken
+    /// by a later "I know" is old and means nothing: the echoed numbers tell.
+    private mutating func receiveEmpty(
+        _ birth: UInt64, echo: UInt64, from voter: Voter, effects: inout [MemberEffect]
+    ) {
+        guard echo > formedEcho[voter] else { return }
+        emptyEcho[voter] = max(emptyEcho[voter], echo)
+        guard emptyBirth[voter] != birth else { return }
+        emptyBirth[voter] = birth
+        memory[voter] = VoterMemory()
+        effects.append(
+            .log(.warning, "the voter \(voter) has no memory: it was installed anew, or its disk was put back"))
+        if !proposer.isIdle {
+            let newInstance = voter == .witness && proposer.ballot.instance.birth != birth
+            if proposer.countsOn(voter) || (newInstance && (isSoleAuthority || proposer.phase == .preparing)) {
+                proposer.end()
+                nextRoundAt = now
+            }
+        }
+    }
+
+    private mutating func receiveStatus(
+        _ phase: NodePhase, chosen: Decision?, effects: inout [MemberEffect]
+    ) {
+        if phase == .handedOver, peerPhase != .handedOver { nextRoundAt = now }
+        peerPhase = phase
+        peerChosen = chosen
+        // What this node proposed itself it learns only by its own round.
+        if let chosen, !(isLeading && chosen.primary == node) { learn(chosen, effects: &effects) }
+    }
+
+    /// A decision that was chosen. Older ones change nothing (rule 7): a reply may be as late as it likes.
+    mutating func learn(_ decision: Decision, effects: inout [MemberEffect]) {
+        if let known, decision.sequence <= known.sequence || decision.epoch < known.epoch { return }
+        known = decision
+        effects.append(.log(.info, "\(decision)"))
+        if decision.primary != node {
+            foundBehind = !decision.inSync.contains(node)
+            if isLeading { depose(by: decision.epoch, effects: &effects) }
+        } else {
+            foundBehind = false
+        }
+    }
+
+    /// The other node serves, or is about to.
+    var hearsServer: Bool {
+        guard let at = heardAt[peer], connected[peer], now < at + timing.hearing else { return false }
+        guard peerPhase == .opening || peerPhase == .serving, let chosen = peerChosen else { return false }
+        guard chosen.primary == node.peer else { return false }
+        return known.map { chosen.sequence >= $0.sequence } ?? true
+    }
+}

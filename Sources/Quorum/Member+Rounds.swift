@@ -1,0 +1,218 @@
+// Rounds of voting and what comes of them.
+
+extension Member {
+    /// Everything is decided here alone: by a chosen decision this node is the sole member, and it has accepted nothing
+    /// from itself since that would have changed it. Nobody else may propose then, so it may seed the others (rule 10).
+    var isSoleAuthority: Bool {
+        guard let state else { return false }
+        return state.chosenBallot == state.acceptedBallot && state.accepted.inSync.isOnly(node)
+    }
+
+    /// A ballot above everything this node has promised or been refused with. If the witness is empty, the ballot
+    /// belongs to the instance that it is about to become: promising it, a node leaves the old instance, and whatever
+    /// the old witness answered counts no more.
+    private func nextBallot() -> Ballot {
+        let promised = state?.promised ?? .zero
+        let base = max(promised, highestBallot)
+        var instance = base.instance
+        if let birth = emptyBirth.witness, birth != instance.birth {
+            instance = WitnessInstance(generation: instance.generation + 1, birth: birth)
+        }
+        return Ballot(instance: instance, number: max(promised.number, base.number) + 1, node: node)
+    }
+
+    mutating func beginRound(_ purpose: Purpose, effects: inout [MemberEffect]) {
+        guard proposer.isIdle, let acceptor, acceptor.isIncarnationDurable else { return }
+        proposer.begin(purpose, ballot: nextBallot())
+        proposer.asked = now
+        lastRefusal = nil
+        ask(own, effects: &effects)
+    }
+
+    private mutating func ask(_ voter: Voter, effects: inout [MemberEffect]) {
+        switch proposer.phase {
+        case .idle: break
+        case .preparing: send(.prepare(proposer.ballot, memory: memory[voter]), to: voter, effects: &effects)
+        case .accepting:
+            guard let decision = proposer.decision else { return }
+            send(.accept(proposer.ballot, decision, memory: memory[voter]), to: voter, effects: &effects)
+        }
+    }
+
+    /// An answer in favour has come. The own acceptor's disk is first: only then do the others hear of the round.
+    mutating func advanceRound(answeredBy voter: Voter, effects: inout [MemberEffect]) {
+        guard !proposer.isIdle, proposer.hasAnswered(own) else { return }
+        if voter == own {
+            proposer.asked = now
+            for other in others { ask(other, effects: &effects) }
+        }
+        guard proposer.hasMajority else { return }
+        switch proposer.phase {
+        case .idle: break
+        case .preparing:
+            guard let current = proposer.newest else { return }
+            if let next = change(current, effects: &effects) {
+                proposer.propose(next)
+                ask(own, effects: &effects)
+            } else {
+                loseRound(wait: nil)
+            }
+        case .accepting:
+            guard let decision = proposer.decision else { return }
+            complete(decision, effects: &effects)
+        }
+    }
+
+    /// The change function: from the newest decision found to the one to propose; nil: leave it.
+    private mutating func change(_ current: Decision, effects: inout [MemberEffect]) -> Decision? {
+        if proposer.purpose == .lead { return lead(current, effects: &effects) }
+        guard current.primary == node else {
+            // The other one won, or may yet: stop serving and give everything back BEFORE anything else. Its decision is
+            // left to it: nothing here waits for it, and a decision without this node must never be completed by it.
+            depose(by: current.epoch, effects: &effects)
+            return nil
+        }
+        switch proposer.purpose {
+        case .goAlone where current.inSync == .both:
+            // A shrink is a new epoch (rule 1).
+            return Decision(
+                sequence: current.sequence + 1, epoch: epoch(after: current), primary: node, inSync: NodeSet(node))
+        case .add where current.inSync.isOnly(node) && mayAdd:
+            return Decision(
+                sequence: current.sequence + 1, epoch: current.epoch, primary: node, inSync: .both)
+        default: return current
+        }
+    }
+
+    private mutating func lead(_ current: Decision, effects: inout [MemberEffect]) -> Decision? {
+        foundBehind = !current.inSync.contains(node)
+        // No node completes a decision that leaves it out (rule 13): it may be half of a proposal that nobody chose, and
+        // completing it would lock out those who can still decide.
+        guard current.inSync.contains(node), case .standby = mode, !hearsServer else { return nil }
+        if isMerged || log.logComplete || current.inSync.isOnly(node) {
+            inheritance = .complete
+        } else if isLoneWaitOver {
+            inheritance = .unsyncedMayBeMissing
+        } else {
+            return nil  // a restarted member of a two-node set is no candidate before it is merged (rule 4)
+        }
+        // Epoch and primary only, never the set (rule 5): the other node may still acknowledge from memory.
+        let next = Decision(
+            sequence: current.sequence + 1, epoch: epoch(after: current), primary: node, inSync: current.inSync)
+        if firstOwnEpoch == nil { firstOwnEpoch = next.epoch }
+        return next
+    }
+
+    private func epoch(after current: Decision) -> Epoch { max(current.epoch, max(log.lastEpoch, servedEpoch)).next }
+
+    /// The other node may be added: its disk holds everything acknowledged (rule 11).
+    var mayAdd: Bool { isPeerCaughtUp && peerSilentSince == nil }
+
+    /// Two of three have accepted: `decision` is chosen, and every earlier proposal of this node is settled.
+    private mutating func complete(_ decision: Decision, effects: inout [MemberEffect]) {
+        let ballot = proposer.ballot
+        pairBallot = proposer.hasAnswered(.a) && proposer.hasAnswered(.b) ? ballot : nil
+        proposer.end()
+        lostRounds = 0
+        nextRoundAt = now
+        confirmAt = now + timing.renewal * 2
+        lastRefusal = nil
+        var wanted: [AcceptorEffect] = []
+        acceptor?.noteChosen(ballot, memory: memory, effects: &wanted)
+        carryOut(wanted, effects: &effects)
+
+        let before = known
+        learn(decision, effects: &effects)
+        guard known == decision, decision.primary == node else { return }
+        leaseBarred = false
+        switch mode {
+        case .standby: startOpening(decision, effects: &effects)
+        case .opening, .serving, .draining: adopt(decision, after: before, effects: &effects)
+        default: break
+        }
+    }
+
+    /// The round ends without a result. What it proposed may still be chosen: doubt stays until a later one completes.
+    mutating func loseRound(wait: BootNanoseconds?) {
+        proposer.end()
+        if let wait {
+            nextRoundAt = now + wait + generator.upTo(timing.roundWaitFirst) + headStart
+        } else {
+            // Random and growing (rule 13): two nodes that refuse each other find a gap.
+            let bound = min(timing.roundWaitLast, timing.roundWaitFirst << UInt64(min(lostRounds, 16)))
+            nextRoundAt = now + timing.roundWaitFirst / 4 + generator.upTo(bound) + headStart
+            lostRounds += 1
+        }
+    }
+
+    /// The recorded primary goes first, if nothing else decides.
+    private var headStart: BootNanoseconds { state?.accepted.primary == node ? 0 : timing.roundWaitFirst }
+
+    /// Repeats questions, gives up lost rounds.
+    mutating func tendRound(effects: inout [MemberEffect]) {
+        guard !proposer.isIdle, let state else { return }
+        if proposer.purpose == .lead, proposer.phase == .preparing, hearsServer {
+            proposer.end()
+            return
+        }
+        if state.promised > proposer.ballot {
+            loseRound(wait: nil)  // the own acceptor has promised another round since
+            return
+        }
+        if let reason = proposer.refusals[own] {
+            loseRound(wait: remaining(reason))
+            return
+        }
+        let refused = others.count(where: { proposer.refusals[$0] != nil })
+        if refused == 2 || (proposer.refusedSince.map { now >= $0 + timing.refusedRound } ?? false) {
+            let waits = others.compactMap { voter in proposer.refusals[voter].flatMap { remaining($0) } }
+            let someoneElsesBallot = others.contains { proposer.refusals[$0] == .ballot }
+            loseRound(wait: someoneElsesBallot ? nil : waits.min())
+            return
+        }
+        guard now >= proposer.asked + timing.resend else { return }
+        proposer.asked = now
+        // The ballot is raised only after a refusal was heard (rule 12); without an answer the question is repeated.
+        for voter in proposer.hasAnswered(own) ? others : [own]
+        where !proposer.hasAnswered(voter) && proposer.refusals[voter] == nil {
+            ask(voter, effects: &effects)
+        }
+    }
+
+    private func remaining(_ reason: RoundRefusal) -> BootNanoseconds? {
+        switch reason {
+        case .ballot: nil
+        case .leaseHeld(let milliseconds), .restarted(let milliseconds): UInt64(milliseconds) * 1_000_000
+        }
+    }
+
+    /// Gives empty voters their memory (rule 10).
+    mutating func seedOthers(effects: inout [MemberEffect]) {
+        guard let state else { return }
+        for voter in others {
+            guard let birth = emptyBirth[voter], now >= seededAt[voter] + timing.resend else { continue }
+            let promised: Ballot
+            if voter == .witness {
+                // Its new instance is one that this node's own disk has promised in; so no round of an old one counts.
+                guard state.promised.instance.birth == birth else { continue }
+                if isSoleAuthority {
+                    promised = max(
+                        state.acceptedBallot, Ballot(instance: state.promised.instance, number: 0, node: .a))
+                } else if let pairBallot, pairBallot == state.acceptedBallot, pairBallot.instance.birth == birth {
+                    promised = max(pairBallot, state.promised)
+                } else {
+                    continue
+                }
+            } else {
+                guard isSoleAuthority else { continue }
+                promised = state.acceptedBallot
+            }
+            seededAt[voter] = now
+            send(
+                .seed(
+                    birth: birth, mirror: state.mirror, name: state.name, promised: promised,
+                    acceptedBallot: state.acceptedBallot, accepted: state.accepted),
+                to: voter, effects: &effects)
+        }
+    }
+}
