@@ -1,0 +1,29 @@
+# Sourced by the scripts beside it: finds the Swift toolchain, installs Debian packages that are missing.
+
+die() {
+    echo "$(basename "$0"): $*" >&2
+    exit 1
+}
+
+# sudo drops the path to the toolchain: look where toolchains are usually unpacked too.
+find_swift() {
+    local place
+    for place in /opt/swift/usr/bin /opt/swift/bin /usr/local/swift/usr/bin /usr/libexec/swift/bin \
+        "$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)/.local/share/swiftly/bin"; do
+        if ! command -v swift >/dev/null && [ -x "$place/swift" ]; then PATH="$place:$PATH"; fi
+    done
+    command -v swift >/dev/null ||
+        die "no swift in PATH. Install Swift 6.3 from https://www.swift.org/install/linux/ and try again."
+}
+
+# install_missing PACKAGE...
+install_missing() {
+    local package missing=()
+    for package in "$@"; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q "install ok installed" || missing+=("$package")
+    done
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    echo "Installing: ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
