@@ -21,7 +21,8 @@ import Synchronization
 /// May be used from any thread; calls wait for each other. Works in the network namespace of the thread that made it.
 public final class AddressManager: Sendable {
     /// Marks addresses as added by Lockstep (IFA_PROTO, an 8-bit number free for programs; the kernel uses 1 to 3).
-    /// Kernels before 5.18 do not keep it; there, IPv4 addresses carry the label `<interface>:lockstep`.
+    /// Kernels before 5.18 do not keep it; there, a finite lifetime tells ours. IPv4 addresses also carry the label
+    /// `<interface>:lockstep`, for whoever looks at `ip address`.
     public static let tag: UInt8 = 76
     /// How much later than its lifetime an address may vanish (measured; see above).
     public static let kernelSlackMilliseconds = 1000
@@ -182,11 +183,20 @@ public final class AddressManager: Sendable {
         return label.utf8.count <= 15 ? label : nil
     }
 
+    /// Whether an address that stands in our configuration was added by Lockstep.
     private static func isOurs(_ address: clinux_address) -> Bool {
-        if address.tag != 0 { return address.tag == tag }
-        // Before 5.18: our label, or (IPv6, long names) the finite lifetime of an address that is ours by configuration.
-        return address.valid_seconds != CLINUX_LIFETIME_FOREVER
+        if address.tag == tag { return true }
+        // Before 5.18 there is no tag: then it is the finite lifetime, which nobody else would give to this address.
+        return !keepsTags && address.valid_seconds != CLINUX_LIFETIME_FOREVER
     }
+
+    /// Whether the kernel keeps IFA_PROTO: Linux 5.18 and newer.
+    private static let keepsTags: Bool = {
+        let release = ((try? readFile("/proc/sys/kernel/osrelease")) ?? "").split(separator: ".")
+        let major = release.first.flatMap { Int($0) } ?? 0
+        let minor = release.count > 1 ? Int(release[1].prefix { $0.isNumber }) ?? 0 : 0
+        return (major, minor) >= (5, 18)
+    }()
 
     private func list(_ state: inout State) throws(TakeoverError) -> [clinux_address] {
         var result = [clinux_address](repeating: clinux_address(), count: 1024)
@@ -231,11 +241,12 @@ public final class AddressManager: Sendable {
         if address.isIPv6 {
             // Usable at once: duplicate detection would take a second, and the lease says that nobody else has it.
             result.flags = CLINUX_ADDRESS_NODAD
-            // The route to an IPv6 network ends with the address that brought it, and a refresh writes the address's
-            // lifetime even onto a route that the node's own address made: the node would lose its own network with its
-            // virtual address. So the address brings a route only if the network is not there already.
-            let hasNetwork = present.contains {
-                $0.interface_index == index && address.sharesNetwork(with: $0) && !Self.isOurs($0)
+            // A finite address brings a finite route to its network, and where such a route is there already with a
+            // lifetime of its own (from router advertisements), the kernel shortens that to ours: the node would lose
+            // its own network with its virtual address. So it brings a route only where the network is not there.
+            let hasNetwork = present.contains { other in
+                other.interface_index == index && address.sharesNetwork(with: other) && other.tag != Self.tag
+                    && !addresses.contains { $0.matches(other, index: index) }
             }
             if hasNetwork { result.flags |= CLINUX_ADDRESS_NOPREFIXROUTE }
         } else if let label = Self.label(address.interface) {
