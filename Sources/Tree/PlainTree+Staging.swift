@@ -13,8 +13,8 @@ extension PlainTree {
 
     /// A name with all that is below it. Only for what has no place in the tree any more.
     func removeTree(_ name: FileName, in directory: Int32, depth: Int) throws(TreeError) {
-        guard let stat = try System.stat(directory, name) else { return }
-        guard stat.mode & S_IFMT == S_IFDIR else {
+        guard let isDirectory = try forgetIfLast(name, in: directory) else { return }
+        guard isDirectory else {
             try System.unlink(directory, name, isDirectory: false)
             return
         }
@@ -29,27 +29,30 @@ extension PlainTree {
         guard depth < 512 else { throw TreeError("remove the directory", shown(name), code: ELOOP) }
         let fd = try System.open(directory, name, O_RDONLY | CLINUX_O_DIRECTORY | CLINUX_O_NOATIME)
         while true {
-            let names = try rawNames(fd.rawValue, of: .none).filter { !$0.isDots }
+            let names = try allNames(fd.rawValue, of: .none)
             if names.isEmpty { break }
-            for raw in names {
-                if let file = try occupant(of: raw.name, in: fd.rawValue), file != .none { cache.remove(file) }
-                try removeTree(raw.name, in: fd.rawValue, depth: depth + 1)
+            for name in names {
+                try removeTree(name, in: fd.rawValue, depth: depth + 1)
             }
-            // Names vanish while the directory is read: start over until it is empty.
-            _ = lseek(fd.rawValue, 0, SEEK_SET)
         }
         try System.unlink(directory, name, isDirectory: true)
     }
 
+    /// Takes what is about to be removed out of the table, unless it is a further link of a file that stays.
+    /// - Returns: whether it is a directory; nil when there is no such name.
+    private func forgetIfLast(_ name: FileName, in directory: Int32) throws(TreeError) -> Bool? {
+        guard let object = try child(name, of: directory) else { return nil }
+        let stat = try System.stat(object.rawValue)
+        let isDirectory = stat.mode & S_IFMT == S_IFDIR
+        if let file = try tag(of: object.rawValue), isDirectory || stat.links == 1 {
+            if try table.find(file) == handle(of: object.rawValue) { try forget(file) }
+        }
+        return isDirectory
+    }
+
     /// Names in staging now.
     func stagingNames() throws(TreeError) -> [FileName] {
-        let fd = try System.open(staging.rawValue, [UInt8(ascii: ".")], O_RDONLY | CLINUX_O_DIRECTORY)
-        var found: [FileName] = []
-        while true {
-            let names = try rawNames(fd.rawValue, of: .none)
-            if names.isEmpty { return found }
-            found += names.filter { !$0.isDots }.map(\.name)
-        }
+        try allNames(staging.rawValue, of: .none)
     }
 
     /// Takes an object away from a name without losing it: into staging, unless it is there already under another

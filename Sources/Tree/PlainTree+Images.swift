@@ -1,0 +1,308 @@
+internal import CLinux
+public import Format
+internal import Glibc
+internal import Ring
+
+/// Images of what is: for a full comparison, with which a node that has lost touch is brought back.
+extension PlainTree {
+    // MARK: The side that has it
+
+    /// A directory with its attributes and all its names, in parts of at most `RecordLimits.imageEntries`. The
+    /// caller sees to it that no record of this directory is applied meanwhile.
+    public func imageOfDirectory(_ directory: FileID) throws(TreeError) -> [RecordBody] {
+        let status = try status(of: directory)
+        let xattrs = try allXattrs(of: directory)
+        var entries: [ImageEntry] = []
+        var cursor: UInt64 = 0
+        while true {
+            let names = try readDirectory(directory, from: cursor, limit: 1024, withStatus: false)
+            guard let last = names.last else { break }
+            cursor = last.cursor
+            for entry in names {
+                if entry.name == [UInt8(ascii: ".")] || entry.name == [UInt8(ascii: "."), UInt8(ascii: ".")] {
+                    continue
+                }
+                entries.append(ImageEntry(name: entry.name, file: entry.file, mode: entry.type))
+            }
+        }
+        var parts: [RecordBody] = []
+        var start = 0
+        repeat {
+            let end = min(start + RecordLimits.imageEntries, entries.count)
+            parts.append(
+                .imageDirectory(
+                    directory: directory, attributes: status.attributes, xattrs: xattrs, part: UInt32(parts.count),
+                    isLast: end == entries.count, entries: Array(entries[start..<end])))
+            start = end
+        } while start < entries.count
+        return parts
+    }
+
+    /// Attributes, link target and extended attributes of anything that is not a directory.
+    public func imageOfFile(_ file: FileID) throws(TreeError) -> RecordBody {
+        let status = try status(of: file)
+        let target = status.isSymbolicLink ? try readLink(file) : []
+        return .imageFile(
+            file: file, attributes: status.attributes, target: target, xattrs: try allXattrs(of: file))
+    }
+
+    /// Extended attributes in the order of their names.
+    func allXattrs(of file: FileID) throws(TreeError) -> [ExtendedAttribute] {
+        var found: [ExtendedAttribute] = []
+        for name in try xattrNames(of: file).sorted(by: { $0.lexicographicallyPrecedes($1) }) {
+            if let value = try xattr(of: file, name: name) { found.append(ExtendedAttribute(name: name, value: value)) }
+        }
+        return found
+    }
+
+    /// Hashes of the blocks of a range, for comparing it with the other room's.
+    ///
+    /// - Parameters:
+    ///   - offset, length: whole blocks; the file may end before.
+    ///   - seed: drawn anew for each comparison, so that two blocks that collide do not do so for ever.
+    /// - Returns: one for each block; nil for a block that is a hole all through or lies behind the end. A short last
+    ///   block is hashed as if zeros followed.
+    public func blockHashes(
+        of file: FileID, at offset: UInt64, length: UInt64, blockBytes: Int, seed: UInt64
+    ) throws(TreeError) -> [Hash128?] {
+        let block = UInt64(blockBytes)
+        precondition(blockBytes > 0 && offset % block == 0 && length % block == 0, "hashes are of whole blocks")
+        var hashes = [Hash128?](repeating: nil, count: Int(length / block))
+        try withDescriptor(of: file, writable: false) { (fd) throws(TreeError) in
+            let space = UnsafeMutableRawBufferPointer.allocate(byteCount: blockBytes, alignment: 4096)
+            defer { unsafe space.deallocate() }
+            var position = offset
+            while position < offset + length {
+                // Holes are not read: a sparse file of many GiB costs what is in it.
+                guard let data = try PlainTree.nextData(fd, from: position), data < offset + length else { return }
+                position = data / block * block
+                let count = try unsafe System.read(fd, space, at: position)
+                guard count > 0 else { return }
+                unsafe memset(space.baseAddress! + count, 0, blockBytes - count)
+                hashes[Int((position - offset) / block)] = unsafe Hash128(of: UnsafeRawBufferPointer(space), seed: seed)
+                position += block
+            }
+        }
+        return hashes
+    }
+
+    /// nil when only a hole, or nothing, follows.
+    private static func nextData(_ fd: Int32, from offset: UInt64) throws(TreeError) -> UInt64? {
+        do throws(TreeError) { return try seek(fd, from: offset, toHole: false) } catch {
+            if error.code == ENXIO { return nil }
+            throw error
+        }
+    }
+
+    // MARK: The side that gets it
+
+    var isImaging: Bool { state.withLock { $0.image != nil } }
+
+    /// Applies a record while the tree is not (yet) the mirror: what is missing is left out, what is in the way goes to
+    /// staging; the images that follow set it right.
+    func applyImaging(
+        _ record: Record, payload: UnsafeRawBufferPointer, settingTimes: Bool
+    ) throws(TreeError) {
+        switch record.body {
+        case .epochStart: return
+        case .imageStart(let number):
+            state.withLock { $0.image = ImageSession(number: number) }
+        case .imageEnd:
+            // Names that vanished on the other side, and have not come back under another name.
+            state.withLock { $0.image = nil }
+            for name in try stagingNames() { try removeFromStaging(name) }
+        case .imageDirectory(let directory, let attributes, let xattrs, let part, let isLast, let entries):
+            try applyImage(
+                ofDirectory: directory, attributes, xattrs, isFirst: part == 0, isLast: isLast, entries, record.time)
+        case .imageFile(let file, let attributes, let target, let xattrs):
+            try applyImage(ofFile: file, attributes, target, xattrs)
+        case .write, .setAttributes, .setXattr, .removeXattr, .allocate:
+            guard let file = record.body.touched.first, try referenceIfKnown(to: file) != nil else { return }
+            try unsafe applyToFile(record, payload: payload, settingTimes: settingTimes)
+        case .create, .link, .remove, .rename:
+            try applyNamesImaging(record)
+        }
+    }
+
+    private func applyImage(
+        ofDirectory directory: FileID, _ attributes: FileAttributes, _ xattrs: [ExtendedAttribute], isFirst: Bool,
+        isLast: Bool, _ entries: [ImageEntry], _ time: Int64
+    ) throws(TreeError) {
+        if try referenceIfKnown(to: directory) == nil {
+            // Its name comes with the image of its parent.
+            try build(directory, attributes, [], xattrs)
+        }
+        try withDirectory(directory) { (fd) throws(TreeError) in
+            for entry in entries {
+                try checkName(directory, entry.name)
+                try applyImage(ofEntry: entry, in: fd, directory)
+            }
+            let names = state.withLock { state in
+                var names = isFirst ? [] : state.image?.names[directory] ?? []
+                names.formUnion(entries.map(\.name))
+                state.image?.names[directory] = isLast ? nil : names
+                return names
+            }
+            guard isLast else { return }
+            for raw in try allNames(fd, of: directory) where !names.contains(raw) { try evict(raw, from: fd) }
+            try setAll(fd, type: S_IFDIR, attributes, xattrs)
+        }
+    }
+
+    func allNames(_ shared: Int32, of directory: FileID) throws(TreeError) -> [FileName] {
+        let fd = try System.open(shared, [UInt8(ascii: ".")], O_RDONLY | CLINUX_O_DIRECTORY | CLINUX_O_NOATIME)
+        var found: [FileName] = []
+        while true {
+            let names = try rawNames(fd.rawValue, of: directory)
+            if names.isEmpty { return found }
+            found += names.filter { !$0.isDots }.map(\.name)
+        }
+    }
+
+    private func applyImage(
+        ofEntry entry: ImageEntry, in directory: Int32, _ parent: FileID
+    ) throws(TreeError) {
+        let type = entry.mode & S_IFMT
+        try adoptByName(entry, in: directory)
+        if let known = try referenceIfKnown(to: entry.file), try System.stat(known.rawValue).mode & S_IFMT != type {
+            // A number whose object has another type: not from this mirror's history. It goes, by its place.
+            try discard(entry.file, known.rawValue)
+        }
+        if try !place(entry.file, in: directory, entry.name) {
+            try build(entry.file, FileAttributes(mode: type | 0o600, uid: 0, gid: 0), Array("?".utf8), [])
+            try evict(entry.name, from: directory)
+            try System.rename(staging.rawValue, PlainTree.encodeTag(entry.file), to: directory, entry.name)
+        }
+        if [S_IFLNK, S_IFCHR, S_IFBLK].contains(type) {
+            state.withLock { $0.image?.replaceable[entry.file, default: []].append((parent, entry.name)) }
+        }
+    }
+
+    /// An object without a number that stands where the image has one of the same type is taken for it: so a node that
+    /// was filled from a backup is compared, not copied.
+    private func adoptByName(_ entry: ImageEntry, in directory: Int32) throws(TreeError) {
+        guard let object = try child(entry.name, of: directory), try tag(of: object.rawValue) == nil,
+            try System.stat(object.rawValue).mode & S_IFMT == entry.mode & S_IFMT,
+            try referenceIfKnown(to: entry.file) == nil
+        else { return }
+        try System.setXattr(object.rawValue, PlainTree.fileIDXattr, PlainTree.encodeTag(entry.file))
+        try table.insert(entry.file, try handle(of: object.rawValue))
+    }
+
+    /// Takes the number off an object, which then counts as put there by nobody.
+    private func discard(_ file: FileID, _ fd: Int32) throws(TreeError) {
+        try System.removeXattr(fd, PlainTree.fileIDXattr)
+        try forget(file)
+    }
+
+    private func applyImage(
+        ofFile file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute]
+    ) throws(TreeError) {
+        guard let reference = try referenceIfKnown(to: file) else { return }
+        let stat = try System.stat(reference.rawValue)
+        let type = stat.mode & S_IFMT
+        guard type == attributes.mode & S_IFMT else { return }
+        let isWrong =
+            switch type {
+            case S_IFLNK: try System.readLink(reference.rawValue) != target
+            case S_IFCHR, S_IFBLK:
+                deviceNumber(major: stat.special_major, minor: stat.special_minor) != attributes.rdev
+            default: false
+            }
+        if isWrong { return try replace(file, attributes, target, xattrs) }
+        let object = try object(file, writable: type == S_IFREG)
+        defer { withExtendedLifetime(object) {} }
+        if type == S_IFREG, stat.size != attributes.size {
+            try System.check(clinux_ftruncate(object.fd, attributes.size), "set the size of", "file \(file)")
+        }
+        try setAll(object.fd, type: type, attributes, xattrs)
+    }
+
+    /// Puts a new object in place of one that cannot be changed, at every name the session knows.
+    private func replace(
+        _ file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute]
+    ) throws(TreeError) {
+        let places = state.withLock { $0.image?.replaceable[file] ?? [] }
+        let stagingName = PlainTree.encodeTag(file)
+        try build(file, attributes, target, xattrs)
+        for (parent, name) in places {
+            try withDirectory(parent) { (directory) throws(TreeError) in
+                guard try occupant(of: name, in: directory) == file else { return }
+                let before = FileStatus(try System.stat(directory), file: parent)
+                let fresh = Array("replacing-\(file)".utf8)
+                try removeFromStaging(fresh)
+                try withDescriptor(of: file, writable: false) { (fd) throws(TreeError) in
+                    try System.link(fd, to: staging.rawValue, fresh)
+                }
+                try System.rename(staging.rawValue, fresh, to: directory, name)
+                try System.setTimes(directory, atime: nil, mtime: before.attributes.mtime)
+            }
+        }
+        try System.unlink(staging.rawValue, stagingName, isDirectory: false)
+    }
+
+    /// All attributes and exactly these extended attributes.
+    func setAll(
+        _ fd: Int32, type: UInt32, _ attributes: FileAttributes, _ xattrs: [ExtendedAttribute]
+    ) throws(TreeError) {
+        try setOwnerAndMode(fd, type: type, [.uid, .gid, .mode], attributes)
+        let wanted = Set(xattrs.map(\.name))
+        for name in try System.xattrNames(fd) where !wanted.contains(name) {
+            if !name.starts(with: PlainTree.ownXattrPrefix) { try System.removeXattr(fd, name) }
+        }
+        for xattr in xattrs where !xattr.name.starts(with: PlainTree.ownXattrPrefix) {
+            if try System.xattr(fd, xattr.name) != xattr.value { try System.setXattr(fd, xattr.name, xattr.value) }
+        }
+        try System.setTimes(fd, atime: attributes.atime, mtime: attributes.mtime)
+    }
+
+    // MARK: Names in a tree that is not the mirror yet
+
+    private func applyNamesImaging(_ record: Record) throws(TreeError) {
+        let time = record.time
+        switch record.body {
+        case .create(let file, let parent, let name, let attributes, let target, let xattrs):
+            try checkName(parent, name)
+            if try referenceIfKnown(to: file) == nil { try build(file, attributes, target, xattrs) }
+            try inDirectoryIfKnown(parent, time) { (directory) throws(TreeError) in
+                _ = try place(file, in: directory, name)
+            }
+        case .link(let file, let parent, let name):
+            try checkName(parent, name)
+            try inDirectoryIfKnown(parent, time) { (directory) throws(TreeError) in
+                _ = try place(file, in: directory, name)
+            }
+        case .remove(let file, let parent, let name, _, _):
+            try checkName(parent, name)
+            try inDirectoryIfKnown(parent, time) { (directory) throws(TreeError) in
+                if try occupant(of: name, in: directory) == file { try evict(name, from: directory) }
+            }
+        case .rename(let file, let parent, let name, let newParent, let newName, let exchange, let replaced, _):
+            try checkName(parent, name)
+            try checkName(newParent, newName)
+            try inDirectoryIfKnown(parent, time) { (directory) throws(TreeError) in
+                if try occupant(of: name, in: directory) == file { try evict(name, from: directory) }
+            }
+            try inDirectoryIfKnown(newParent, time) { (directory) throws(TreeError) in
+                try evict(newName, from: directory)
+                _ = try place(file, in: directory, newName)
+            }
+            if exchange {
+                try inDirectoryIfKnown(parent, time) { (directory) throws(TreeError) in
+                    _ = try place(replaced, in: directory, name)
+                }
+            }
+        default: return
+        }
+    }
+
+    private func inDirectoryIfKnown(
+        _ directory: FileID, _ time: Int64, _ body: (Int32) throws(TreeError) -> Void
+    ) throws(TreeError) {
+        guard try referenceIfKnown(to: directory) != nil else { return }
+        try withDirectory(directory) { (fd) throws(TreeError) in
+            try body(fd)
+            try touch(fd, time)
+        }
+    }
+}
