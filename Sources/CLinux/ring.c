@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -290,4 +291,11 @@ int clinux_epoll_wait(int epoll_fd, int64_t timeout_ns, struct clinux_completion
 int clinux_eventfd(unsigned initial, int nonblocking) {
     int fd = eventfd(initial, EFD_CLOEXEC | (nonblocking ? EFD_NONBLOCK : 0));
     return fd < 0 ? -errno : fd;
+}
+
+int clinux_accept(int fd, void *address, uint32_t *length) {
+    socklen_t room = *length;
+    int result = accept4(fd, address, &room, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    *length = room;
+    return result < 0 ? -errno : result;
 }

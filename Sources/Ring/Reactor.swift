@@ -52,6 +52,7 @@ public final class Reactor {
     var operations = OperationTable()
     var timers = TimerQueue()
     private var sleepHandlers: [() -> Void] = []
+    private var endWork: [() -> Void] = []
     private var posted: [@Sendable () -> Void] = []
     private var running = false
     private var stopping = false
@@ -94,6 +95,13 @@ public final class Reactor {
         sleepHandlers.append(handler)
     }
 
+    /// Runs `work` once, at the end of this iteration, after the `beforeSleep` handlers: where sockets are flushed, so
+    /// that everything an iteration sends leaves in one system call.
+    public func atEndOfIteration(_ work: @escaping () -> Void) {
+        preconditionOnThread()
+        endWork.append(work)
+    }
+
     /// Ends `run()` after this iteration and after the disk requests in flight.
     public func stop() { handle.stop() }
 
@@ -118,6 +126,9 @@ public final class Reactor {
         end()
     }
 
+    /// Stops the process unless the caller is on this reactor's thread.
+    public func preconditionCurrentThread() { preconditionOnThread() }
+
     func preconditionOnThread() {
         precondition(handle.isCurrentThread, "a reactor was used from another thread than its own")
     }
@@ -138,6 +149,16 @@ public final class Reactor {
             sleepHandlers[index]()
             index += 1
         }
+        index = 0
+        while index < endWork.count {
+            endWork[index]()
+            index += 1
+        }
+        // Kept in a local: the end of what the closures hold may ask for more, which then waits for the next iteration.
+        var done: [() -> Void] = []
+        swap(&done, &endWork)
+        done.removeAll(keepingCapacity: done.capacity <= 4096)
+        if endWork.isEmpty { swap(&done, &endWork) }
     }
 
     private func waitAndDispatch() {
@@ -156,7 +177,7 @@ public final class Reactor {
 
     /// 0: something is due already; below 0: nothing ever.
     private func nextTimeout() -> Int64 {
-        if watches.hasFailures || operations.hasRefusals { return 0 }
+        if watches.hasFailures || operations.hasRefusals || !endWork.isEmpty { return 0 }
         guard let deadline = timers.nextDeadline else { return -1 }
         let now = now
         return deadline <= now ? 0 : Int64(clamping: deadline - now)
@@ -211,8 +232,9 @@ public final class Reactor {
         // its place first, because the end of what it holds may call back here.
         for timer in timers.takeAll() { timer.cancel() }
         withExtendedLifetime(watches.takeHandlers()) {}
-        let handlers = sleepHandlers
+        let handlers = sleepHandlers + endWork
         sleepHandlers = []
+        endWork = []
         withExtendedLifetime(handlers) {}
     }
 }

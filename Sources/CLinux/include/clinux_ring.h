@@ -81,4 +81,7 @@ int clinux_epoll_wait(int epoll_fd, int64_t timeout_ns, struct clinux_completion
 
 /// A close-on-exec eventfd.
 int clinux_eventfd(unsigned initial, int nonblocking);
+
+/// accept4, non-blocking and close-on-exec; `address` receives a struct sockaddr of at most `*length` bytes.
+int clinux_accept(int fd, void *address, uint32_t *length);
 #endif
