@@ -1,0 +1,280 @@
+public import Format
+internal import Glibc
+public import Logging
+public import Ring
+internal import Synchronization
+
+/// Applies committed records to the plain files, on worker threads, and tells the data thread.
+///
+/// Confined to the thread of its reactor. Batches are held until their last record is applied: what is not applied yet
+/// keeps its memory, and that is the backpressure.
+///
+/// ```
+///  data thread                                    worker threads
+///    submit ──> ConflictSchedule ── runs ───────────> PlainTree.apply
+///    onApplied, onWatermark <── one post for all ──── results
+/// ```
+///
+/// Hand-overs cost more than a 4 KiB write, so they are few: the records that are ready are dealt out in one job for
+/// each worker that has nothing to do, consecutive records of one file go together (its times are set once), and
+/// results are posted once while a post is under way.
+public final class Applier {
+    public let tree: PlainTree
+    public let role: ApplyRole
+    /// A record is in the plain files. Not in the order of the records.
+    public var onApplied: (Seq) -> Void = { _ in }
+    /// Everything up to here is in the plain files.
+    public var onWatermark: (Seq) -> Void = { _ in }
+    /// The first record that could not be applied. Nothing that touches the same files is applied after it, and the
+    /// watermark stays before it.
+    public var onFailure: (Seq, TreeError) -> Void = { _, _ in }
+
+    private let reactor: Reactor
+    private let pool: WorkerPool
+    private let jobLimit: Int
+    private let logger: Logger
+    private var schedule: ConflictSchedule
+    /// Batches with records not applied yet, by first seq, oldest first.
+    private var batches: [Batch] = []
+    /// Runs that may start and have no worker yet.
+    private var light: [[Work]] = []
+    private var heavy: [[Work]] = []
+    private var jobs = 0
+    private var heavyJobs = 0
+    private var stopped: [[Seq]] = []
+    private var isImaging = false
+    public private(set) var failure: (seq: Seq, error: TreeError)?
+    private let results = Results()
+    /// Runs handed to one worker at once: few hand-overs, and still a share for each worker.
+    private static let runsPerJob = 32
+
+    /// Results on their way to the data thread.
+    private final class Results: Sendable {
+        struct State {
+            var finished: [Seq] = []
+            /// The record that failed, and those of the same file that were to follow it.
+            var failures: [([Seq], TreeError)] = []
+            var jobsEnded = 0
+            var heavyJobsEnded = 0
+            var isPosted = false
+        }
+        let state = Mutex(State())
+    }
+
+    /// - Parameters:
+    ///   - applied: everything up to this record is in the plain files already.
+    ///   - jobLimit: workers that may be busy at once.
+    public init(
+        tree: PlainTree, role: ApplyRole, reactor: Reactor, pool: WorkerPool, jobLimit: Int = 4, applied: Seq,
+        logger: Logger
+    ) {
+        precondition(jobLimit > 0, "nobody to apply")
+        self.tree = tree
+        self.role = role
+        self.reactor = reactor
+        self.pool = pool
+        self.jobLimit = jobLimit
+        self.logger = logger
+        schedule = ConflictSchedule(applied: applied)
+    }
+
+    /// Everything up to here is in the plain files.
+    public var lowWatermark: Seq { schedule.lowWatermark }
+    /// The last record handed in.
+    public var lastSubmitted: Seq { schedule.lastAdded }
+    /// Records handed in and not applied.
+    public var backlog: Int { schedule.unfinished }
+
+    /// Hands in the records of `batch` from the first not handed in yet to `last`: those that every in-sync node has on
+    /// its disk. Batches come in order; one may come several times as more of it is committed.
+    public func submit(_ batch: Batch, through last: Seq) {
+        let last = min(last, batch.lastSeq)
+        let first = max(schedule.lastAdded.next, batch.firstSeq)
+        precondition(first == schedule.lastAdded.next, "a batch is missing before \(batch.firstSeq)")
+        guard first <= last else { return }
+        if batches.last?.firstSeq != batch.firstSeq { batches.append(batch) }
+        var seq = first
+        while seq <= last {
+            let record = batch.records[seq - batch.firstSeq]
+            if record.body.isImageMark { isImaging = record.body.kind == .imageStart }
+            // While images come, names move between directories that no record names: one at a time.
+            let isBarrier =
+                record.body.isImageMark || record.isImage && record.body.kind == .imageDirectory
+                || isImaging && record.body.isNamespace
+            schedule.add(seq, touched: record.body.touched, isBarrier: isBarrier && role == .secondary)
+            seq = seq.next
+        }
+        deal()
+    }
+
+    // MARK: Handing out
+
+    private struct Work: Sendable {
+        let batch: Batch
+        let seq: Seq
+        let settingTimes: Bool
+    }
+
+    private func deal() {
+        while let run = schedule.take() {
+            let work = work(of: run)
+            if work.contains(where: { Applier.isHeavy($0.batch.records[$0.seq - $0.batch.firstSeq].body) }) {
+                heavy.append(work)
+            } else {
+                light.append(work)
+            }
+        }
+        while jobs < jobLimit {
+            let mayBeHeavy = !heavy.isEmpty && (heavyJobs < jobLimit - 1 || jobLimit == 1)
+            guard !light.isEmpty || mayBeHeavy else { return }
+            let idle = jobLimit - jobs
+            let count = min(Applier.runsPerJob, (light.count + idle - 1) / idle)
+            let share = Array(light.prefix(count))
+            light.removeFirst(count)
+            jobs += 1
+            if mayBeHeavy { heavyJobs += 1 }
+            start(share, heavy: mayBeHeavy ? heavy.removeFirst() : nil)
+        }
+    }
+
+    /// May take as long as the file is large, so it goes last in its job and never keeps all workers busy.
+    private static func isHeavy(_ body: RecordBody) -> Bool {
+        switch body {
+        case .remove(_, _, _, _, let wasLast): wasLast
+        case .rename(_, _, _, _, _, _, _, let replacedWasLast): replacedWasLast
+        case .setAttributes(_, let mask, _): mask.contains(.size)
+        case .allocate, .imageEnd, .imageDirectory: true
+        default: false
+        }
+    }
+
+    private func work(of run: ConflictSchedule.Run) -> [Work] {
+        var work: [Work] = []
+        for (index, seq) in run.seqs.enumerated() {
+            let batch = batch(of: seq)
+            var settingTimes = true
+            // The next record of the run writes the same file and sets its own time.
+            if index + 1 < run.seqs.count {
+                let next = run.seqs[index + 1]
+                let nextBatch = self.batch(of: next)
+                settingTimes = nextBatch.records[next - nextBatch.firstSeq].body.kind != .write
+            }
+            work.append(Work(batch: batch, seq: seq, settingTimes: settingTimes))
+        }
+        return work
+    }
+
+    private func batch(of seq: Seq) -> Batch {
+        var low = 0
+        var high = batches.count
+        while low < high {
+            let middle = (low + high) / 2
+            if batches[middle].lastSeq < seq { low = middle + 1 } else { high = middle }
+        }
+        precondition(low < batches.count && batches[low].firstSeq <= seq, "record \(seq) has no batch")
+        return batches[low]
+    }
+
+    private func start(_ runs: [[Work]], heavy: [Work]?) {
+        let tree = tree
+        let role = role
+        let results = results
+        let handle = reactor.handle
+        let me = ThreadBound(self)
+        pool.submit {
+            for run in runs { Applier.apply(run, to: tree, role, results, handle, me) }
+            if let heavy {
+                // What is done must not wait for it.
+                if !runs.isEmpty { Applier.report(results, handle, me, urgent: true) { _ in } }
+                Applier.apply(heavy, to: tree, role, results, handle, me)
+            }
+            Applier.report(results, handle, me, urgent: true) {
+                $0.jobsEnded += 1
+                if heavy != nil { $0.heavyJobsEnded += 1 }
+            }
+        }
+    }
+
+    private static func apply(
+        _ run: [Work], to tree: PlainTree, _ role: ApplyRole, _ results: Results, _ handle: ReactorHandle,
+        _ me: ThreadBound<Applier>
+    ) {
+        for (index, work) in run.enumerated() {
+            let place = work.seq - work.batch.firstSeq
+            do throws(TreeError) {
+                try unsafe tree.apply(
+                    work.batch.records[place], payload: work.batch.payload(of: place), role: role,
+                    settingTimes: work.settingTimes)
+                report(results, handle, me) { $0.finished.append(work.seq) }
+            } catch {
+                // What follows in this run touches the same file. Other runs do not.
+                let stopped = run[index...].map(\.seq)
+                report(results, handle, me) { $0.failures.append((stopped, error)) }
+                return
+            }
+        }
+    }
+
+    /// Adds to the results. They are posted when a job ends or when enough have gathered, so that waiting readers do
+    /// not wait for a whole job.
+    private static func report(
+        _ results: Results, _ handle: ReactorHandle, _ me: ThreadBound<Applier>, urgent: Bool = false,
+        _ add: (inout Results.State) -> Void
+    ) {
+        let mustPost = results.state.withLock { state in
+            add(&state)
+            guard !state.isPosted, urgent || state.finished.count >= 64 || !state.failures.isEmpty else { return false }
+            state.isPosted = true
+            return true
+        }
+        if mustPost { _ = handle.post { me.value.collect() } }
+    }
+
+    /// Tries the records again that could not be applied, once the cause is gone (a full disk has room again).
+    public func retry() {
+        for seqs in stopped { schedule.putBack(seqs) }
+        stopped = []
+        failure = nil
+        deal()
+    }
+
+    // MARK: Results
+
+    private func collect() {
+        let (finished, failures) = results.state.withLock { state in
+            defer { state = Results.State() }
+            jobs -= state.jobsEnded
+            heavyJobs -= state.heavyJobsEnded
+            return (state.finished, state.failures)
+        }
+        let before = schedule.lowWatermark
+        for seq in finished { schedule.finish(seq) }
+        var firstFailure: (seq: Seq, error: TreeError)?
+        for (seqs, error) in failures {
+            stopped.append(seqs)
+            logger.error(
+                "a record cannot be applied", metadata: ["apply.seq": "\(seqs[0])", "apply.error": "\(error)"])
+            if failure == nil {
+                failure = (seqs[0], error)
+                firstFailure = failure
+            }
+        }
+        var done = 0
+        while done < batches.count, batches[done].lastSeq <= schedule.lowWatermark { done += 1 }
+        if done > 0 { batches.removeFirst(done) }
+        deal()
+        for seq in finished { onApplied(seq) }
+        if schedule.lowWatermark > before { onWatermark(schedule.lowWatermark) }
+        if let firstFailure { onFailure(firstFailure.seq, firstFailure.error) }
+    }
+}
+
+extension RecordBody {
+    /// Changes names.
+    var isNamespace: Bool {
+        switch self {
+        case .create, .link, .remove, .rename: true
+        default: false
+        }
+    }
+}
