@@ -18,6 +18,11 @@ public struct IPAddress: Sendable, Hashable, CustomStringConvertible {
         }
     }
 
+    init(bytes: [UInt8]) {
+        precondition(bytes.count == 4 || bytes.count == 16, "an address has 4 or 16 bytes")
+        self.bytes = bytes
+    }
+
     public var isIPv6: Bool { bytes.count == 16 }
     /// The length of a prefix that covers exactly one address.
     public var bitCount: Int { bytes.count * 8 }

@@ -2,7 +2,7 @@
 ///
 /// It is used only to point at the place of an error, on a text that has already been parsed, so that it may be simple:
 /// a key that it does not find (one inside an inline table, say) is reported with the line of what encloses it.
-struct LineIndex {
+struct LineIndex: Sendable {
     private var lines: [String: Int] = [:]
 
     /// The line of `path` (`node[1].address`), or of the nearest thing around it; 1 for the whole file.

@@ -26,13 +26,7 @@ extension MirrorConfiguration {
         timing = try Self.readTiming(&root)
         logLevel = try Self.readLogLevel(&root)
         try root.finish()
-        for key in [
-            "name", "path", "backing", "state", "node", "node[0]", "node[1]", "node[0].address", "node[1].address",
-            "node[0].interface", "node[1].interface", "witness.address", "application.start", "application.stop",
-            "application.check", "application.user", "journal.sizeMebibytes", "journal.engine",
-        ] + addresses.indices.map({ "address[\($0)].interface" }) {
-            lines[key] = document.lines.line(of: key)
-        }
+        lines = document.lines
     }
 
     /// Names become file names, control group names and arguments.

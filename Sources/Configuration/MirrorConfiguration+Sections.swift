@@ -116,11 +116,12 @@ extension MirrorConfiguration {
                     + "whole seconds",
                 "Lower renewMilliseconds to at most \(timing.leaseMilliseconds - addressLifetimeMilliseconds)")
         }
-        guard timing.renewMilliseconds * 2 <= timing.leaseMilliseconds else {
+        guard timing.renewMilliseconds * 3 <= timing.leaseMilliseconds else {
             throw section.failure(
                 "renewMilliseconds",
-                "\(timing.renewMilliseconds) ms is more than half the lease, so that one lost message would freeze the service",
-                "Lower renewMilliseconds to at most \(timing.leaseMilliseconds / 2)")
+                "\(timing.renewMilliseconds) ms is more than a third of the lease (\(timing.leaseMilliseconds) ms), so that "
+                    + "one lost message could freeze the service",
+                "Lower renewMilliseconds to at most \(timing.leaseMilliseconds / 3)")
         }
     }
 

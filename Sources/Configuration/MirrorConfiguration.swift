@@ -113,7 +113,7 @@ public struct MirrorConfiguration: Sendable, Equatable {
     public var timing: Timing
     public var logLevel: LogLevel
     /// Lines of keys, for findings about the machine.
-    var lines: [String: Int] = [:]
+    let lines: LineIndex
 
     /// The sockets of the daemon on this machine: `/run/lockstep/<name>`.
     public var runtimeDirectory: String { "/run/lockstep/\(name)" }
@@ -127,7 +127,7 @@ public struct MirrorConfiguration: Sendable, Equatable {
             return node
         }
         throw ConfigurationError(
-            file: file, line: lines["node"], key: "node",
+            file: file, line: lines.line(of: "node"), key: "node",
             problem: "no node is called \"\(name)\"; there are \"\(nodes[0].name)\" and \"\(nodes[1].name)\"",
             remedy: "Say which node this machine is with --node \(nodes[0].name) or --node \(nodes[1].name)")
     }

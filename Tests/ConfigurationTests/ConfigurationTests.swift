@@ -159,6 +159,7 @@ struct Mistake: CustomTestStringConvertible, Sendable {
             "leaseMilliseconds = 2000", "leaseMilliseconds = 3000", 33, "timing.grantMilliseconds", "hold the address"),
         Mistake(
             "leaseMilliseconds = 2000", "renewMilliseconds = 1100", 34, "timing.renewMilliseconds", "whole seconds"),
+        Mistake("leaseMilliseconds = 2000", "renewMilliseconds = 700", 34, "timing.renewMilliseconds", "a third"),
         Mistake("\"wait\"", "\"never\"", 35, "timing.loneRestartSeconds", "\"wait\""),
         Mistake("\"wait\"", "0", 35, "timing.loneRestartSeconds", "minimum of 1"),
         Mistake("[journal]", "[journal]\nsizeMebibytes = 99", 31, "", "TOML"),
