@@ -10,6 +10,7 @@ public final class ReactorThread: Sendable {
     /// "io_uring" or "libaio".
     public let engineName: String
     private let thread: JoinableThread
+    private let reactor: ReactorBox
 
     /// Starts the thread, makes the reactor on it, runs `setup` there and returns when that is done.
     ///
@@ -22,12 +23,18 @@ public final class ReactorThread: Sendable {
         setup: @escaping @Sendable (Reactor) throws -> Void
     ) throws {
         let started = Handover<Result<(ReactorHandle, String), any Error>>()
+        let box = ReactorBox()
+        reactor = box
         thread = try JoinableThread(name: name) {
+            // Whatever happens, the reactor goes away on its own thread.
+            defer { box.bound.withLock { $0 = nil } }
             if let processor, clinux_thread_pin(Int32(clamping: processor)) < 0 {
                 logger.warning("cannot pin thread \(name) to processor \(processor)")
             }
             do {
                 let reactor = try Reactor(engine: engine, logger: logger)
+                let bound = ThreadBound(reactor)
+                box.bound.withLock { $0 = bound }
                 try setup(reactor)
                 started.put(.success((reactor.handle, reactor.engineName)))
                 reactor.run()
@@ -47,6 +54,15 @@ public final class ReactorThread: Sendable {
     @discardableResult
     public func post(_ work: @escaping @Sendable () -> Void) -> Bool { handle.post(work) }
 
+    /// Runs `work` on the thread, with its reactor. False when that has ended.
+    @discardableResult
+    public func perform(_ work: @escaping @Sendable (Reactor) -> Void) -> Bool {
+        handle.post { [reactor] in
+            guard let bound = reactor.bound.withLock({ $0 }) else { return }
+            work(bound.value)
+        }
+    }
+
     /// Runs `work` on the thread and waits for its result; nil when the reactor has ended. For start, tests and
     /// administration, never from a reactor thread.
     public func call<Value: Sendable>(_ work: @escaping @Sendable () -> Value) -> Value? {
@@ -63,6 +79,11 @@ public final class ReactorThread: Sendable {
 
     /// Waits until the thread has ended.
     public func join() { thread.join() }
+}
+
+/// Where a thread's reactor is found by closures that run on that thread.
+private final class ReactorBox: Sendable {
+    let bound = Mutex<ThreadBound<Reactor>?>(nil)
 }
 
 /// Answers nil when it goes away unanswered.

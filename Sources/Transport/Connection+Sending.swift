@@ -53,7 +53,9 @@ struct SendQueue {
         for index in first..<entries.count {
             guard unsafe vectors.count < 256 else { break }
             if let head = entries[index].head { unsafe SendQueue.add(head.bytes, &skip, &vectors) }
-            for unsafepiece in unsafe entries[index].pieces { unsafe SendQueue.add(piece, &skip, &vectors) }
+            for piece in unsafe entries[index].pieces.indices {
+                unsafe SendQueue.add(entries[index].pieces[piece], &skip, &vectors)
+            }
         }
         return unsafe vectors.prefix(1024).withUnsafeBufferPointer { unsafe body($0) }
     }

@@ -125,7 +125,8 @@ final class FrameReceiver {
         while offset < bytes.count {
             unsafe space(&vectors)
             var given = 0
-            for unsafevector in unsafe vectors {
+            for index in unsafe vectors.indices {
+                let vector = unsafe vectors[index]
                 let part = unsafe min(vector.iov_len, bytes.count - offset - given)
                 unsafe UnsafeMutableRawBufferPointer(start: vector.iov_base, count: part).copyBytes(
                     from: bytes[(offset + given)..<(offset + given + part)])
