@@ -1,0 +1,94 @@
+internal import CLinux
+internal import Format
+internal import Glibc
+internal import Tree
+
+/// Files that are open and have no name any more. Their changes stay on this node: after a takeover nobody could open
+/// them. But only from the moment on at which the removal is committed and applied; until then a takeover could bring
+/// the name back, so changes wait for that moment.
+extension MirroredDirectory {
+    func waitUntilLocal(_ inode: Inode, _ body: @escaping () -> Void) {
+        if inode.isLocal { return body() }
+        log.when(inode.removalSeq, .applied) { [weak self] outcome in
+            guard let self, outcome == .done else { return }
+            inodes.advance(inode.removalSeq)
+            inode.isLocal = true
+            whenServing(body)
+        }
+    }
+
+    private func changeLocally(
+        _ unique: UInt64, _ inode: Inode, _ call: @escaping @Sendable (Int32) -> Int32,
+        _ then: @escaping () -> Void
+    ) {
+        guard inode.isHeld else { return answer(unique, errno: ESTALE) }
+        let file = inode.file
+        let regular = inode.isRegular
+        work { tree throws(TreeError) in
+            try tree.withDescriptor(of: file, writable: regular) { descriptor throws(TreeError) in
+                let result = call(descriptor)
+                guard result >= 0 else { throw TreeError("change the removed", "file \(file)", code: -result) }
+            }
+        } then: { [weak self] result in
+            switch result {
+            case .success: then()
+            case .failure(let error): self?.answer(unique, errno: error.code)
+            }
+        }
+    }
+
+    func writeLocally(_ unique: UInt64, _ write: FuseWrite, _ payload: [UInt8], _ inode: Inode) {
+        let end = write.offset + UInt64(payload.count)
+        guard end <= limits.fileBytes else {
+            payloadUsed(payload)
+            return answer(unique, errno: EFBIG)
+        }
+        changeLocally(unique, inode) { descriptor in
+            var done = 0
+            while done < payload.count {
+                let count = unsafe payload.withUnsafeBytes {
+                    unsafe pwrite(
+                        descriptor, $0.baseAddress! + done, payload.count - done, off_t(write.offset) + off_t(done))
+                }
+                if count < 0, errno == EINTR { continue }
+                guard count > 0 else { return -(count < 0 ? errno : ENOSPC) }
+                done += count
+            }
+            return 0
+        } _: { [self] in
+            inode.size = max(inode.size, end)
+            inode.mtime = log.wallClock()
+            inode.ctime = inode.mtime
+            answerWritten(unique, payload.count)
+        }
+        payloadUsed(payload)
+    }
+
+    func setLocally(_ unique: UInt64, _ change: FuseAttributeChange, _ inode: Inode) {
+        let now = log.wallClock()
+        let (mask, attributes) = resolve(change, inode, now: now)
+        changeLocally(unique, inode) { descriptor in
+            if mask.contains(.size), ftruncate(descriptor, off_t(attributes.size)) < 0 { return -errno }
+            return 0
+        } _: { [self] in
+            // Mode, owner and times of a file without a name are seen through its handles only: memory is enough.
+            if mask.contains(.size) { inode.size = attributes.size }
+            inode.mode = attributes.mode
+            inode.uid = attributes.uid
+            inode.gid = attributes.gid
+            inode.atime = attributes.atime
+            inode.mtime = attributes.mtime
+            inode.ctime = now
+            answerAttributes(unique, inode)
+        }
+    }
+
+    func allocateLocally(_ unique: UInt64, _ inode: Inode, mode: UInt32, offset: UInt64, length: UInt64) {
+        changeLocally(unique, inode) { descriptor in
+            clinux_fallocate(descriptor, Int32(mode), offset, length)
+        } _: { [self] in
+            allocatedInMemory(inode, mode: mode, offset: offset, end: offset + length, now: log.wallClock())
+            answer(unique, errno: 0)
+        }
+    }
+}
