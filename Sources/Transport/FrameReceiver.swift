@@ -118,23 +118,12 @@ final class FrameReceiver {
         end += rest
     }
 
-    /// Takes bytes that were received elsewhere.
+    /// Takes bytes that were received elsewhere, before any of its own.
     func take(_ bytes: [UInt8]) {
-        var vectors: [iovec] = unsafe []
-        var offset = 0
-        while offset < bytes.count {
-            unsafe space(&vectors)
-            var given = 0
-            for index in unsafe vectors.indices {
-                let vector = unsafe vectors[index]
-                let part = unsafe min(vector.iov_len, bytes.count - offset - given)
-                unsafe UnsafeMutableRawBufferPointer(start: vector.iov_base, count: part).copyBytes(
-                    from: bytes[(offset + given)..<(offset + given + part)])
-                given += part
-            }
-            filled(given)
-            offset += given
-        }
+        unsafe precondition(start == end && bytes.count <= staging.count, "\(bytes.count) bytes are too many")
+        unsafe UnsafeMutableRawBufferPointer(rebasing: staging[..<bytes.count]).copyBytes(from: bytes)
+        start = 0
+        end = bytes.count
     }
 
     /// What the bytes so far amount to. Call until it is hungry or stalled.
