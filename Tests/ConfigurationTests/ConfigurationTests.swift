@@ -189,3 +189,36 @@ struct Mistake: CustomTestStringConvertible, Sendable {
         #expect(error?.line == 42 && error?.key == "log.level")
     }
 }
+
+@Suite struct DocumentationTests {
+    /// docs/configuration.md, from the root of the package.
+    static func page() throws -> String {
+        let root = "/" + #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
+        return try #require(readText(root + "/docs/configuration.md"))
+    }
+
+    @Test func theDocumentedExampleIsSoundAndShowsTheDefaults() throws {
+        let page = try Self.page()
+        let start = try #require(page.firstRange(of: "```toml\n")).upperBound
+        let rest = String(page[start...])
+        let example = String(rest[..<(try #require(rest.firstRange(of: "```"))).lowerBound])
+        let read = try MirrorConfiguration.parse(example, file: "docs/configuration.md")
+        let bare = try MirrorConfiguration.parse(
+            """
+            name = "ledger"
+            path = "/srv/ledger"
+            backing = "/var/lib/lockstep-files/ledger"
+            node = [{ name = "alpha", address = "10.0.9.11:7400" }, { name = "beta", address = "10.0.9.12:7400" }]
+            witness = { address = "10.0.9.13:7401" }
+            application = { start = "/bin/true" }
+            """, file: "bare")
+        #expect(read.state == bare.state && read.mode == bare.mode && read.logLevel == bare.logLevel)
+        #expect(read.journal == bare.journal && read.timing == bare.timing)
+        let (written, silent) = (try #require(read.application), try #require(bare.application))
+        #expect(written.startTimeoutSeconds == silent.startTimeoutSeconds)
+        #expect(written.stopTimeoutSeconds == silent.stopTimeoutSeconds)
+        #expect(written.checkIntervalSeconds == silent.checkIntervalSeconds)
+        #expect(written.checkTimeoutSeconds == silent.checkTimeoutSeconds)
+        #expect(written.checkFailuresMaximum == silent.checkFailuresMaximum)
+    }
+}
