@@ -136,7 +136,7 @@ extension MirrorConfiguration {
 /// The configuration of a witness. It serves many mirrors and knows none of them by name.
 public struct WitnessConfiguration: Sendable, Equatable {
     public var file: String
-    /// Where it listens; the address may be `0.0.0.0` or `[::]`.
+    /// Where it listens; the address may be `0.0.0.0` (all IPv4) or `[::]` (all IPv6).
     public var listen: Endpoint
     /// Its durable decisions.
     public var state: String
@@ -155,7 +155,7 @@ public struct WitnessConfiguration: Sendable, Equatable {
     private init(document: Document) throws(ConfigurationError) {
         var root = Section(document)
         file = document.file
-        let text = try root.string("listen", example: "[::]:7401") ?? "[::]:7401"
+        let text = try root.string("listen", example: "0.0.0.0:7401") ?? "0.0.0.0:7401"
         guard let endpoint = Endpoint(text), !endpoint.address.isMulticast else {
             throw root.failure(
                 "listen", "\"\(text)\" is not an address with a port", "Write 0.0.0.0:7401, [::]:7401 or one address")
