@@ -52,9 +52,17 @@ public final class AddressManager: Sendable {
     private let netlink: Int32
     private let logger: Logger
     private let state = Mutex(State())
+    private let now: @Sendable () -> UInt64
 
     /// - Throws: when the kernel gives no rtnetlink socket, or there are more than 64 addresses.
-    public init(addresses: [ServiceAddress], logger: Logger) throws(TakeoverError) {
+    public convenience init(addresses: [ServiceAddress], logger: Logger) throws(TakeoverError) {
+        try self.init(addresses: addresses, logger: logger, now: bootNanoseconds)
+    }
+
+    /// `now` is CLOCK_BOOTTIME; tests put a clock there that jumps, as a paused process sees it.
+    init(
+        addresses: [ServiceAddress], logger: Logger, now: @escaping @Sendable () -> UInt64
+    ) throws(TakeoverError) {
         guard addresses.count <= Int(CLINUX_ADDRESSES_MAX) else {
             throw TakeoverError(
                 "manage \(addresses.count) virtual addresses", reason: "the limit is \(CLINUX_ADDRESSES_MAX)",
@@ -68,6 +76,7 @@ public final class AddressManager: Sendable {
         }
         self.addresses = addresses
         self.logger = logger
+        self.now = now
     }
 
     deinit { close(netlink) }
@@ -257,10 +266,13 @@ public final class AddressManager: Sendable {
 
     private func renew(_ state: inout State, until leaseEnd: UInt64) throws(TakeoverError) -> Refresh {
         // Twice at most: when the first call was slow, the second has what is left of the lease.
-        for _ in 0..<2 {
-            let now = bootNanoseconds()
-            let seconds = leaseEnd > now ? (leaseEnd - now) / Self.second : 0
-            guard seconds >= 1 else { return .runningOut }
+        for attempt in 0..<2 {
+            let before = now()
+            let seconds = leaseEnd > before ? (leaseEnd - before) / Self.second : 0
+            if seconds < 1 {
+                if attempt == 0 { return .runningOut }
+                break
+            }
             for index in state.raised.indices {
                 state.raised[index].valid_seconds = UInt32(clamping: seconds)
                 // A preferred lifetime of 0 keeps the kernel from choosing an IPv6 address for connections that this
@@ -268,7 +280,7 @@ public final class AddressManager: Sendable {
                 state.raised[index].preferred_seconds = state.raised[index].is_ipv6 != 0 ? 0 : UInt32(clamping: seconds)
             }
             let failure = send(&state)
-            if bootNanoseconds() + seconds * Self.second <= leaseEnd + Self.lateNanoseconds {
+            if now() + seconds * Self.second <= leaseEnd + Self.lateNanoseconds {
                 if let failure { throw failure }
                 return .held(seconds: Int(seconds))
             }

@@ -92,8 +92,9 @@ public final class Application: Sendable {
 
     private func spawn(_ command: ApplicationCommand, _ mine: UInt64) throws(TakeoverError) -> RunningCommand {
         guard generation.load(ordering: .sequentiallyConsistent) == mine else { throw overtaken(command) }
-        let running = try RunningCommand(
-            command, as: settings.user, environment: environment, in: group, logger: logger)
+        let running = try group.whileThawed("run \(command)") { () throws(TakeoverError) in
+            try RunningCommand(command, as: settings.user, environment: environment, in: group, logger: logger)
+        }
         // A kill that came between the look above and the birth has not seen the child.
         guard generation.load(ordering: .sequentiallyConsistent) == mine else {
             running.killGroup()

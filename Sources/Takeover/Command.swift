@@ -79,18 +79,25 @@ struct RunningCommand: ~Copyable {
         var descriptor: Int32 = -1
         var step = CLINUX_SPAWN_FORK
         let arguments = [command.executable] + command.arguments
-        let child = unsafe withCStrings(arguments) { arguments in
-            unsafe withCStrings(variables) { variables in
-                unsafe withUnsafePointer(to: &identity) { identity in
-                    unsafe command.executable.withCString { path in
-                        var spawn = unsafe clinux_spawn(
-                            path: path, arguments: arguments, environment: variables, cgroup_procs: procs,
-                            output: writer,
-                            user: user == nil ? nil : identity)
-                        return unsafe clinux_spawn_in_cgroup(&spawn, &descriptor, &step)
+        var child: Int32 = 0
+        for attempt in 0..<10 {
+            if attempt > 0 { sleepMilliseconds(20) }
+            child = unsafe withCStrings(arguments) { arguments in
+                unsafe withCStrings(variables) { variables in
+                    unsafe withUnsafePointer(to: &identity) { identity in
+                        unsafe command.executable.withCString { path in
+                            var spawn = unsafe clinux_spawn(
+                                path: path, arguments: arguments, environment: variables, cgroup_procs: procs,
+                                output: writer,
+                                user: user == nil ? nil : identity)
+                            return unsafe clinux_spawn_in_cgroup(&spawn, &descriptor, &step)
+                        }
                     }
                 }
             }
+            // Somebody has the script open for writing: a copy that is about to end, or a process that was forked while
+            // one was under way and has not come to its exec.
+            if child != -ETXTBSY { break }
         }
         guard child > 0 else {
             close(pipe[0])
@@ -111,6 +118,7 @@ struct RunningCommand: ~Copyable {
             case (CLINUX_SPAWN_EXEC, EACCES):
                 "Make it executable: chmod +x \(command.executable)\(user.map { "; user \($0) must be able to reach it" } ?? "")"
             case (CLINUX_SPAWN_EXEC, ENOEXEC): "Give the script a first line such as #!/bin/sh"
+            case (CLINUX_SPAWN_EXEC, ETXTBSY): "Somebody is writing it: see who with fuser -v \(command.executable)"
             case (CLINUX_SPAWN_CGROUP, _): "The control group cannot be entered: see that cgroup v2 is writable"
             case (CLINUX_SPAWN_USER, _): "The daemon must be root to run commands as \(user ?? "another user")"
             default: "See that the machine has memory and processes left"

@@ -15,6 +15,8 @@ public final class ControlGroup: Sendable {
     public let path: String
     private let logger: Logger
     private let frozen = Atomic<Bool>(false)
+    /// How many processes are being born into the group just now; see `whileThawed`.
+    private let births = Atomic<Int>(0)
 
     /// Where cgroup v2 is mounted.
     public static func findMount() throws(TakeoverError) -> String {
@@ -82,6 +84,8 @@ public final class ControlGroup: Sendable {
     public func freeze(milliseconds: Int = 1000) throws(TakeoverError) -> Bool {
         // Before the kernel is told, so that no check of a freezing application counts as failed.
         let before = frozen.exchange(true, ordering: .sequentiallyConsistent)
+        // A birth takes about a millisecond. One that takes long waits for the mirrored directory, and goes on doing so.
+        _ = wait(milliseconds: 200) { self.births.load(ordering: .sequentiallyConsistent) == 0 }
         do throws(TakeoverError) {
             try write("1", to: "cgroup.freeze")
         } catch {
@@ -128,6 +132,22 @@ public final class ControlGroup: Sendable {
         }
         // The parent is shared by all mirrors of this machine: the last one takes it along.
         if let cut = path.lastIndex(of: "/") { unsafe _ = rmdir(String(path[..<cut])) }
+    }
+
+    /// Runs `birth`, which starts a process in the group, unless the group is frozen; a freeze waits for its end.
+    ///
+    /// A process that joins a frozen group stops before it has become the program it was to be, and whoever started it
+    /// waits in the kernel until the group is thawed: a takeover thread must not get there.
+    func whileThawed<Result: ~Copyable>(
+        _ action: String, _ birth: () throws(TakeoverError) -> Result
+    ) throws(TakeoverError) -> Result {
+        births.add(1, ordering: .sequentiallyConsistent)
+        defer { births.subtract(1, ordering: .sequentiallyConsistent) }
+        guard !isFrozen else {
+            throw TakeoverError(
+                action, reason: "the application is frozen", remedy: "It goes on when this node holds the lease again")
+        }
+        return try birth()
     }
 
     /// A descriptor to write process ids to; the caller closes it.

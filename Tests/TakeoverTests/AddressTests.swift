@@ -1,5 +1,6 @@
 import CLinux
 import Foundation
+import Synchronization
 import Testing
 
 @testable import Takeover
@@ -57,6 +58,34 @@ import Testing
         try cable.inServer { try manager.raise(until: lease(2.5)) }
         #expect(try manager.refresh(until: lease(0.9)) == .runningOut)
         #expect(try manager.refresh(until: 1) == .runningOut, "a lease that is long over")
+    }
+
+    @Test func failure07aPauseBetweenClockAndSystemCallTakesTheAddressBackAtOnce() throws {
+        let (cable, addresses) = (cable, [four, six])
+        // What the second look at the clock adds: the length of the pause.
+        let pause = Mutex<UInt64>(0)
+        let looks = Mutex(0)
+        let manager = try cable.inServer {
+            try AddressManager(addresses: addresses, logger: quiet) {
+                let isAfter = looks.withLock { count in
+                    count += 1
+                    return count > 1
+                }
+                return bootNanoseconds() + (isAfter ? pause.withLock { $0 } : 0)
+            }
+        }
+        try cable.inServer { try manager.raise(until: lease(2)) }
+        #expect(cable.has("10.0.9.1/24"))
+        for (seconds, outcome) in [(UInt64(10), AddressManager.Refresh.tooLate), (3, .held(seconds: 1))] {
+            pause.withLock { $0 = seconds * 1_000_000_000 }
+            looks.withLock { $0 = 0 }
+            // The pause of 10 s outlasts the lease; that of 3 s leaves more than a second of it.
+            let end = lease(seconds == 10 ? 9.5 : 4.5)
+            #expect(try manager.refresh(until: end) == outcome)
+            #expect(cable.has("10.0.9.1/24") == (outcome != .tooLate))
+            #expect(cable.has("fd00:9::1/64") == (outcome != .tooLate))
+        }
+        try manager.lower()
     }
 
     @Test func anAddressThatSomebodyRemovedIsBackWithTheNextRefresh() throws {

@@ -183,7 +183,9 @@ import Testing
         let error = #expect(throws: TakeoverError.self) { try application.start() }
         #expect(error?.reason.contains("killed or stopped meanwhile") == true)
         #expect(bootNanoseconds() - began < 10_000_000_000)
-        #expect(try stage.group.processes().isEmpty)
+        #expect(
+            try eventually(2) { try stage.group.processes().isEmpty } != nil,
+            "the killer waits for that, start does not")
     }
 
     @Test func scriptsRunAsTheConfiguredUser() throws {
@@ -224,6 +226,31 @@ import Testing
         reports.withLock {
             #expect($0.count == 1 && $0[0].contains("3 checks in a row") && $0[0].contains("it is ill"))
         }
+    }
+
+    @Test func freezingWhileChecksAreBornLeavesNobodyStuck() throws {
+        let stage = try Stage()
+        var settings = stage.settings(start: try stage.script("start", "sleep 1001 &"))
+        settings.check = ApplicationCommand("/bin/true")
+        settings.stop = ApplicationCommand("/bin/true")
+        settings.checkIntervalMilliseconds = 0
+        let application = stage.application(settings)
+        try application.start()
+        let report = Mutex("")
+        try application.startChecking { text in report.withLock { $0 = text } }
+        for _ in 0..<40 {
+            try application.freeze()
+            #expect(throws: TakeoverError.self, "nothing is born into a frozen group") {
+                try stage.group.whileThawed("test") {}
+            }
+            try application.thaw()
+            usleep(2000)
+        }
+        let began = bootNanoseconds()
+        let stopped = try application.stop()
+        #expect(stopped.script == .exited(status: 0) && stopped.left.isEmpty)
+        #expect(bootNanoseconds() - began < 5_000_000_000)
+        #expect(report.withLock { $0.isEmpty })
     }
 
     @Test func aCheckThatHangsCountsAsAFailure() throws {
