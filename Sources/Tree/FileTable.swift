@@ -86,7 +86,7 @@ final class FileTable: Sendable {
         var live: UInt64 = 0
         var used: UInt64 = 0
         do {
-            try FileTable.forEach(fd.rawValue, slots: header.slots) { slot in
+            try FileTable.visit(fd.rawValue, slots: header.slots) { slot in
                 used += 1
                 if slot.file != removed { live += 1 }
             }
@@ -158,9 +158,9 @@ final class FileTable: Sendable {
     }
 
     /// Every file with its handle, in no order that means anything.
-    func forEach(_ body: (FileID, FileHandle) throws(TreeError) -> Void) throws(TreeError) {
+    func visit(_ body: (FileID, FileHandle) throws(TreeError) -> Void) throws(TreeError) {
         try locked { (state) throws(TreeError) in
-            try FileTable.forEach(state.fd.rawValue, slots: state.slots) { (slot) throws(TreeError) in
+            try FileTable.visit(state.fd.rawValue, slots: state.slots) { (slot) throws(TreeError) in
                 if slot.file != FileTable.removed { try body(FileID(rawValue: slot.file), slot.handle) }
             }
         }
@@ -204,7 +204,7 @@ final class FileTable: Sendable {
 
     private func grow(_ state: inout State) throws(TreeError) {
         var live: UInt64 = 0
-        try FileTable.forEach(state.fd.rawValue, slots: state.slots) { slot in
+        try FileTable.visit(state.fd.rawValue, slots: state.slots) { slot in
             if slot.file != FileTable.removed { live += 1 }
         }
         let slots = FileTable.slotsNeeded(for: live)
@@ -237,7 +237,7 @@ final class FileTable: Sendable {
         try System.check(clinux_ftruncate(fd.rawValue, length), "make the file table", fresh)
         var used: UInt64 = 0
         if let old {
-            try forEach(old.fd, slots: old.slots) { (slot) throws(TreeError) in
+            try visit(old.fd, slots: old.slots) { (slot) throws(TreeError) in
                 guard slot.file != removed else { return }
                 var index = home(slot.file, slots)
                 while let other = try self.slot(fd.rawValue, index) {
@@ -352,7 +352,7 @@ final class FileTable: Sendable {
     }
 
     /// All slots that are not empty, read in large pieces.
-    private static func forEach(
+    private static func visit(
         _ fd: Int32, slots: UInt64, _ body: (Slot) throws(TreeError) -> Void
     ) throws(TreeError) {
         let perRead: UInt64 = 4096

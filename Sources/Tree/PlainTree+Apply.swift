@@ -45,7 +45,13 @@ extension PlainTree {
         switch record.body {
         case .epochStart, .imageStart, .imageEnd, .imageDirectory, .imageFile: return
         case .write, .setAttributes, .setXattr, .removeXattr, .allocate:
-            try unsafe applyToFile(record, payload: payload, settingTimes: settingTimes)
+            do throws(TreeError) {
+                try unsafe applyToFile(record, payload: payload, settingTimes: settingTimes)
+            } catch {
+                // Who has a removed file open goes on writing to it; until everybody has applied the removal those
+                // writes are records too, and change nothing that anybody could open.
+                guard error.code == ESTALE, let file = record.body.touched.first, wasRemoved(file) else { throw error }
+            }
         case .create(let file, let parent, let name, let attributes, let target, let xattrs):
             try checkName(parent, name)
             try create(file, parent, name, attributes, target, xattrs, time)

@@ -169,7 +169,7 @@ extension PlainTree {
             try discard(entry.file, known.rawValue)
         }
         if try !place(entry.file, in: directory, entry.name) {
-            try build(entry.file, FileAttributes(mode: type | 0o600, uid: 0, gid: 0), Array("?".utf8), [])
+            try build(entry.file, FileAttributes(mode: type | 0o600, uid: 0, gid: 0), PlainTree.unknownTarget, [])
             try evict(entry.name, from: directory)
             try System.rename(staging.rawValue, PlainTree.encodeTag(entry.file), to: directory, entry.name)
         }
@@ -180,7 +180,7 @@ extension PlainTree {
 
     /// An object without a number that stands where the image has one of the same type is taken for it: so a node that
     /// was filled from a backup is compared, not copied.
-    private func adoptByName(_ entry: ImageEntry, in directory: Int32) throws(TreeError) {
+    func adoptByName(_ entry: ImageEntry, in directory: Int32) throws(TreeError) {
         guard let object = try child(entry.name, of: directory), try tag(of: object.rawValue) == nil,
             try System.stat(object.rawValue).mode & S_IFMT == entry.mode & S_IFMT,
             try referenceIfKnown(to: entry.file) == nil
@@ -190,7 +190,7 @@ extension PlainTree {
     }
 
     /// Takes the number off an object, which then counts as put there by nobody.
-    private func discard(_ file: FileID, _ fd: Int32) throws(TreeError) {
+    func discard(_ file: FileID, _ fd: Int32) throws(TreeError) {
         try System.removeXattr(fd, PlainTree.fileIDXattr)
         try forget(file)
     }

@@ -150,5 +150,18 @@ extension PlainTree {
     func forget(_ file: FileID) throws(TreeError) {
         cache.remove(file)
         try table.remove(file)
+        state.withLock { state in
+            guard state.removed.insert(file).inserted else { return }
+            state.removedInOrder.append(file)
+            guard state.removedInOrder.count > PlainTree.removedLimit else { return }
+            for old in state.removedInOrder.prefix(PlainTree.removedLimit / 2) { state.removed.remove(old) }
+            state.removedInOrder.removeFirst(PlainTree.removedLimit / 2)
+        }
     }
+
+    /// How many removed files are remembered: more than records can be under way between two rooms.
+    static let removedLimit = 65_536
+
+    /// Whether the file's last name went lately.
+    func wasRemoved(_ file: FileID) -> Bool { state.withLock { $0.removed.contains(file) } }
 }

@@ -18,6 +18,8 @@ public final class PlainTree: Sendable {
     public static let ownName: FileName = Array(".lockstep".utf8)
     static let stagingName: FileName = Array("staging".utf8)
     static let lockName: FileName = Array("lock".utf8)
+    /// A symbolic link whose image has not come yet.
+    static let unknownTarget: [UInt8] = Array("lockstep: not copied yet".utf8)
 
     public enum Opening: Sendable {
         /// Gives the directory its number and our own directory if they are missing.
@@ -51,6 +53,9 @@ public final class PlainTree: Sendable {
         var held: Set<FileID> = []
         /// Held files without a name, in staging.
         var parked: Set<FileID> = []
+        /// Files that went lately, newest last: records that were logged before that was known are no error.
+        var removed: Set<FileID> = []
+        var removedInOrder: [FileID] = []
         /// Names already complained about.
         var reported: Set<FileName> = []
         /// A first failure of `sync`; there is no second try.
@@ -183,7 +188,7 @@ public final class PlainTree: Sendable {
         return nil
     }
 
-    private static func directory(
+    static func directory(
         _ name: FileName, in parent: Int32, creating: Bool
     ) throws(TreeError) -> FileDescriptor {
         let flags = O_RDONLY | CLINUX_O_DIRECTORY

@@ -1,0 +1,374 @@
+internal import CLinux
+public import Format
+internal import Glibc
+internal import Ring
+
+/// What a replay did.
+public struct ReplayResult: Sendable, Hashable {
+    public var records = 0
+    /// Objects made anew because the crash had left nothing of them.
+    public var created = 0
+    /// Objects that sat at a name which is another's at the end.
+    public var evicted = 0
+    /// Payload written again, bytes.
+    public var bytes: UInt64 = 0
+    /// Records of a resynchronisation were among them.
+    public var sawImages = false
+}
+
+/// Hands every batch that holds records since the checkpoint to `visit`, in order. Called twice: once to fold, once to
+/// read the payloads that survive.
+public typealias BatchSource = (_ visit: (Batch) throws(TreeError) -> Void) throws(TreeError) -> Void
+
+/// Called before every change of a replay.
+typealias ReplayStep = () throws(TreeError) -> Void
+
+extension PlainTree {
+    /// Brings the plain files to the state after the record `committed`, whatever mixture of states since the
+    /// checkpoint a crash has left, and syncs. May be interrupted anywhere and run again.
+    ///
+    /// - Parameters:
+    ///   - checkpoint: everything up to here was in the plain files at the last `sync` that the journal knows of.
+    ///   - isBehind: a resynchronisation was under way, so objects may be missing; the next one brings them.
+    /// - Throws: also when an object that must be there is not: then the tree is not what the journal belongs to.
+    public func replay(
+        after checkpoint: Seq, through committed: Seq, isBehind: Bool = false, batches: BatchSource
+    ) throws(TreeError) -> ReplayResult {
+        try replay(after: checkpoint, through: committed, isBehind: isBehind, batches: batches) {
+            () throws(TreeError) in
+        }
+    }
+
+    /// - Parameter step: called before every change; a test throws from it, which is a crash as the process sees it.
+    func replay(
+        after checkpoint: Seq, through committed: Seq, isBehind: Bool, batches: BatchSource,
+        step: @escaping ReplayStep
+    ) throws(TreeError) -> ReplayResult {
+        var plan = ReplayPlan()
+        try batches { (batch) throws(TreeError) in
+            for (index, record) in batch.records.enumerated() {
+                let seq = batch.firstSeq + index
+                if seq > checkpoint, seq <= committed { plan.add(seq, record) }
+            }
+        }
+        let isLenient = isBehind || plan.hasImages
+        cache.removeAll()
+        state.withLock { state in
+            state.image = nil
+            state.parked = []
+            state.held = []
+        }
+        var result = ReplayResult(records: plan.records, sawImages: plan.hasImages)
+        try locate(plan)
+        try makeMissing(plan, isLenient: isLenient, &result, step)
+        let evicted = try evictWrong(plan, step)
+        result.evicted = evicted.count
+        try placeAll(plan, step)
+        try keepStrays(evicted, plan, isLenient: isLenient)
+        // Before the data: what was removed since must give its space back first.
+        for name in try stagingNames() {
+            try step()
+            try removeFromStaging(name)
+        }
+        try redoSizes(plan, step)
+        result.bytes = try redoData(plan, batches, step)
+        try redoAttributes(plan, step)
+        try sync()
+        return result
+    }
+
+    // MARK: Finding
+
+    /// Enters into the table every object that the crash may have left out of it: those in staging and at the touched
+    /// names, going down as directories turn up.
+    private func locate(_ plan: ReplayPlan) throws(TreeError) {
+        var done: Set<FileID> = []
+        var waiting: [FileID] = []
+        for name in try stagingNames() {
+            if let file = try enter(name, of: staging.rawValue) { waiting.append(file) }
+        }
+        for directory in plan.names.keys {
+            if try referenceIfKnown(to: directory) != nil { waiting.append(directory) }
+        }
+        while let directory = waiting.popLast() {
+            guard plan.names[directory] != nil, done.insert(directory).inserted,
+                try isDirectory(directory)
+            else { continue }
+            try withDirectory(directory) { (fd) throws(TreeError) in
+                for name in try touchedNames(of: directory, fd, plan) {
+                    if plan.hasImages { try adopt(name, of: fd, directory, plan) }
+                    if let file = try enter(name, of: fd) { waiting.append(file) }
+                }
+            }
+        }
+    }
+
+    private func isDirectory(_ file: FileID) throws(TreeError) -> Bool {
+        guard let reference = try referenceIfKnown(to: file) else { return false }
+        return try System.stat(reference.rawValue).mode & S_IFMT == S_IFDIR
+    }
+
+    /// - Returns: the object's number; nil when there is none.
+    private func enter(_ name: FileName, of directory: Int32) throws(TreeError) -> FileID? {
+        guard let object = try child(name, of: directory), let file = try tag(of: object.rawValue) else { return nil }
+        let handle = try handle(of: object.rawValue)
+        if try table.find(file) != handle { try table.insert(file, handle) }
+        return file
+    }
+
+    private func adopt(
+        _ name: FileName, of directory: Int32, _ parent: FileID, _ plan: ReplayPlan
+    ) throws(TreeError) {
+        guard let file = plan.names[parent]?[name], file != .none, let type = plan.objects[file]?.birth?.type else {
+            return
+        }
+        try adoptByName(ImageEntry(name: name, file: file, mode: type), in: directory)
+    }
+
+    private func touchedNames(
+        of directory: FileID, _ fd: Int32, _ plan: ReplayPlan
+    ) throws(TreeError) -> [FileName] {
+        var names = Set((plan.names[directory] ?? [:]).keys)
+        if plan.complete.contains(directory) { names.formUnion(try allNames(fd, of: directory)) }
+        return names.sorted { $0.lexicographicallyPrecedes($1) }
+    }
+
+    // MARK: Names
+
+    /// Builds in staging what has a name at the end and is nowhere.
+    private func makeMissing(
+        _ plan: ReplayPlan, isLenient: Bool, _ result: inout ReplayResult, _ step: @escaping ReplayStep
+    ) throws(TreeError) {
+        var named: Set<FileID> = []
+        for (directory, names) in plan.names {
+            named.insert(directory)
+            named.formUnion(names.values)
+        }
+        for file in plan.objects.keys.sorted() {
+            guard let object = plan.objects[file], !object.isRemoved else { continue }
+            if let reference = try referenceIfKnown(to: file) {
+                guard let birth = object.birth, try !fits(reference.rawValue, birth) else { continue }
+                // Only an image can say that it is something else. The old object is now nobody's.
+                try step()
+                try discard(file, reference.rawValue)
+            }
+            guard let birth = object.birth else {
+                // Without a name it may have been removed before the checkpoint and written to by who had it open.
+                if isLenient || !named.contains(file) { continue }
+                throw TreeError(
+                    "find", "file \(file), which the journal changes", code: ENOENT,
+                    remedy: "The plain files in \(backing) are not those the journal belongs to. Restore them, or let "
+                        + "this node be resynchronised")
+            }
+            try step()
+            let attributes = FileAttributes(
+                mode: birth.type | (object.attributes.mode & 0o7777), uid: object.attributes.uid,
+                gid: object.attributes.gid, rdev: birth.rdev)
+            try build(file, attributes, birth.target ?? PlainTree.unknownTarget, [])
+            result.created += 1
+        }
+    }
+
+    private func fits(_ fd: Int32, _ birth: ReplayPlan.Birth) throws(TreeError) -> Bool {
+        let stat = try System.stat(fd)
+        guard stat.mode & S_IFMT == birth.type else { return false }
+        switch birth.type {
+        case S_IFLNK:
+            guard let target = birth.target else { return true }
+            return try System.readLink(fd) == target
+        case S_IFCHR, S_IFBLK:
+            return birth.target == nil
+                || deviceNumber(major: stat.special_major, minor: stat.special_minor) == birth.rdev
+        default: return true
+        }
+    }
+
+    /// Empties every touched name that does not lead where it shall.
+    private func evictWrong(
+        _ plan: ReplayPlan, _ step: @escaping ReplayStep
+    ) throws(TreeError) -> Set<FileID> {
+        var evicted: Set<FileID> = []
+        for directory in plan.names.keys.sorted() {
+            guard try isDirectory(directory) else { continue }
+            let isRemoved = plan.objects[directory]?.isRemoved ?? false
+            try withDirectory(directory) { (fd) throws(TreeError) in
+                for name in try touchedNames(of: directory, fd, plan) {
+                    let wanted = isRemoved ? FileID.none : plan.names[directory]?[name] ?? .none
+                    guard let found = try occupant(of: name, in: fd), found != wanted || found == .none else {
+                        continue
+                    }
+                    try step()
+                    try evict(name, from: fd)
+                    evicted.insert(found)
+                }
+            }
+        }
+        return evicted
+    }
+
+    /// Every touched name gets its file, parents before what is in them.
+    private func placeAll(_ plan: ReplayPlan, _ step: @escaping ReplayStep) throws(TreeError) {
+        var parents: [FileID: FileID] = [:]
+        for (parent, names) in plan.names {
+            for file in names.values where plan.names[file] != nil { parents[file] = parent }
+        }
+        var done: Set<FileID> = []
+        for directory in plan.names.keys.sorted() {
+            // From the topmost directory that has a new place down to this one.
+            var chain: [FileID] = []
+            var next: FileID? = directory
+            while let current = next, done.insert(current).inserted {
+                chain.append(current)
+                next = parents[current]
+            }
+            for directory in chain.reversed() { try placeNames(of: directory, plan, step) }
+        }
+    }
+
+    private func placeNames(
+        of directory: FileID, _ plan: ReplayPlan, _ step: @escaping ReplayStep
+    ) throws(TreeError) {
+        guard let names = plan.names[directory], !(plan.objects[directory]?.isRemoved ?? false),
+            try isDirectory(directory)
+        else { return }
+        try withDirectory(directory) { (fd) throws(TreeError) in
+            for (name, file) in names.sorted(by: { $0.key.lexicographicallyPrecedes($1.key) }) where file != .none {
+                guard try occupant(of: name, in: fd) != file else { continue }
+                try step()
+                _ = try place(file, in: fd, name)
+            }
+        }
+    }
+
+    /// An object that was in the way, that no record removed and that has found no place: this cannot come from a
+    /// crash. It is set aside, not deleted.
+    private func keepStrays(_ evicted: Set<FileID>, _ plan: ReplayPlan, isLenient: Bool) throws(TreeError) {
+        guard !isLenient else { return }
+        for file in evicted.sorted() where file != .none && !(plan.objects[file]?.isRemoved ?? false) {
+            let name = PlainTree.encodeTag(file)
+            guard let object = try child(name, of: staging.rawValue) else { continue }
+            let stat = try System.stat(object.rawValue)
+            guard stat.mode & S_IFMT == S_IFDIR || stat.links == 1 else { continue }
+            let own = try System.open(root.rawValue, PlainTree.ownName, O_RDONLY | CLINUX_O_DIRECTORY)
+            let found = try PlainTree.directory(Array("found".utf8), in: own.rawValue, creating: true)
+            try System.rename(staging.rawValue, name, to: found.rawValue, name)
+            try forget(file)
+            logger.error(
+                "an object stood where the journal has another, and belongs nowhere; it was set aside",
+                metadata: ["tree.file": "\(file)", "tree.path": "\(backing)/.lockstep/found/\(file)"])
+        }
+    }
+
+    // MARK: Contents and attributes
+
+    private func survivingFiles(_ plan: ReplayPlan) -> [FileID] {
+        plan.objects.filter { !$0.value.isRemoved }.keys.sorted()
+    }
+
+    /// Truncations first, over all files, then allocations and holes: space is given back before it is taken.
+    private func redoSizes(_ plan: ReplayPlan, _ step: @escaping ReplayStep) throws(TreeError) {
+        let files = survivingFiles(plan).filter { !(plan.objects[$0]?.bytes.isEmpty ?? true) }
+        for file in files {
+            guard let bytes = plan.objects[file]?.bytes, try referenceIfKnown(to: file) != nil else { continue }
+            try step()
+            try withDescriptor(of: file, writable: true) { (fd) throws(TreeError) in
+                let before = try System.stat(fd).size
+                if let cut = bytes.cutFrom, cut < before {
+                    try System.check(clinux_ftruncate(fd, cut), "set the size of", "file \(file)")
+                }
+                let after = bytes.finalSize(from: before)
+                if try System.stat(fd).size != after {
+                    try System.check(clinux_ftruncate(fd, after), "set the size of", "file \(file)")
+                }
+            }
+        }
+        for file in files {
+            guard let bytes = plan.objects[file]?.bytes, !bytes.ranges.isEmpty,
+                try referenceIfKnown(to: file) != nil
+            else { continue }
+            try withDescriptor(of: file, writable: true) { (fd) throws(TreeError) in
+                for range in bytes.ranges {
+                    try step()
+                    try System.check(
+                        clinux_fallocate(fd, Int32(range.mode), range.offset, range.length), "allocate",
+                        "\(range.length) bytes at \(range.offset) of file \(file)")
+                }
+            }
+        }
+    }
+
+    private func redoData(
+        _ plan: ReplayPlan, _ batches: BatchSource, _ step: @escaping ReplayStep
+    ) throws(TreeError) -> UInt64 {
+        let survivors = plan.survivors()
+        guard !survivors.isEmpty else { return 0 }
+        var next = 0
+        var total: UInt64 = 0
+        try batches { (batch) throws(TreeError) in
+            while next < survivors.count, survivors[next].piece.seq <= batch.lastSeq {
+                let (file, piece) = survivors[next]
+                guard piece.seq >= batch.firstSeq else {
+                    throw TreeError("read again", "record \(piece.seq) of the journal", code: EIO)
+                }
+                next += 1
+                guard try referenceForData(file) else { continue }
+                try step()
+                let payload = unsafe batch.payload(of: piece.seq - batch.firstSeq)
+                let bytes = unsafe UnsafeRawBufferPointer(
+                    rebasing: payload[Int(piece.start)..<Int(piece.start + piece.length)])
+                try withDescriptor(of: file, writable: true) { (fd) throws(TreeError) in
+                    try unsafe System.write(fd, bytes, at: piece.offset)
+                }
+                total += piece.length
+            }
+        }
+        guard next == survivors.count else {
+            throw TreeError("read again", "record \(survivors[next].piece.seq) of the journal", code: EIO)
+        }
+        return total
+    }
+
+    /// Whether the file is there to be written; only in a tree that is behind it may not be.
+    private func referenceForData(_ file: FileID) throws(TreeError) -> Bool {
+        if let open = cache.find(file) { return open.type == S_IFREG }
+        return try referenceIfKnown(to: file) != nil
+    }
+
+    /// Directories after files, because placing and removing has changed their times.
+    private func redoAttributes(_ plan: ReplayPlan, _ step: @escaping ReplayStep) throws(TreeError) {
+        var directories: [FileID] = []
+        for file in survivingFiles(plan) {
+            if try isDirectory(file) { directories.append(file) } else { try redoAttributes(of: file, plan, step) }
+        }
+        for file in directories { try redoAttributes(of: file, plan, step) }
+    }
+
+    private func redoAttributes(
+        of file: FileID, _ plan: ReplayPlan, _ step: @escaping ReplayStep
+    ) throws(TreeError) {
+        guard let object = plan.objects[file], try referenceIfKnown(to: file) != nil else { return }
+        try step()
+        let opened = try self.object(file, writable: false)
+        defer { withExtendedLifetime(opened) {} }
+        let mask = object.mask
+        let isModeLast = object.modeSet > object.aclSet
+        try setOwnerAndMode(opened.fd, type: opened.type, mask, object.attributes)
+        if object.hasAllXattrs {
+            for name in try System.xattrNames(opened.fd)
+            where object.xattrs[name] == nil && !name.starts(with: PlainTree.ownXattrPrefix) {
+                try System.removeXattr(opened.fd, name)
+            }
+        }
+        for (name, value) in object.xattrs where !name.starts(with: PlainTree.ownXattrPrefix) {
+            if let value {
+                try System.setXattr(opened.fd, name, value)
+            } else {
+                try System.removeXattr(opened.fd, name)
+            }
+        }
+        if isModeLast { try setOwnerAndMode(opened.fd, type: opened.type, mask.intersection(.mode), object.attributes) }
+        try System.setTimes(
+            opened.fd, atime: mask.contains(.atime) ? object.attributes.atime : nil,
+            mtime: mask.contains(.mtime) ? object.attributes.mtime : nil)
+    }
+}

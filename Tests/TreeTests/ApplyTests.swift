@@ -1,0 +1,252 @@
+import CLinux
+import Format
+import Glibc
+import Testing
+
+@testable import Tree
+
+private func id(_ counter: UInt64) -> FileID { FileID(epoch: Epoch(rawValue: 3), counter: counter) }
+private func name(_ text: String) -> FileName { Array(text.utf8) }
+private let plain = FileAttributes(mode: S_IFREG | 0o644, uid: 0, gid: 0, atime: 1, mtime: 2)
+private let folder = FileAttributes(mode: S_IFDIR | 0o755, uid: 0, gid: 0, atime: 1, mtime: 2)
+
+extension PlainTree {
+    fileprivate func create(
+        _ counter: UInt64, in parent: FileID = .root, _ text: String, _ attributes: FileAttributes = plain
+    ) throws {
+        try apply(
+            .create(file: id(counter), parent: parent, name: name(text), attributes: attributes, target: [], xattrs: [])
+        )
+    }
+}
+
+@Suite struct ApplyTests {
+    @Test(arguments: 1...30)
+    func recordsGiveTheTreeTheyDescribe(seed: UInt64) throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        var generator = Generator(seed: seed)
+        for drawn in generator.draw(300) { try tree.apply(drawn) }
+        #expect(try differences(tree, generator.model) == [])
+    }
+
+    @Test(arguments: 1...15)
+    func applyingARecordTwiceIsApplyingItOnce(seed: UInt64) throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        var generator = Generator(seed: seed &+ 1000)
+        for drawn in generator.draw(250) {
+            try tree.apply(drawn)
+            try tree.apply(drawn)
+        }
+        #expect(try differences(tree, generator.model) == [])
+    }
+
+    @Test func filesAreFoundByTheirNumbersAfterAReopenAndAfterTheTableIsLost() throws {
+        let scratch = Scratch()
+        var generator = Generator(seed: 5)
+        try {
+            let tree = try openTree(scratch)
+            for drawn in generator.draw(200) { try tree.apply(drawn) }
+            try tree.close()
+        }()
+        #expect(try differences(openTree(scratch, .existing), generator.model) == [])
+        // Not closed this time: an unclean end.
+        #expect(try differences(openTree(scratch, .existing), generator.model) == [])
+        unlink("\(scratch.path)/state/file-table")
+        #expect(try differences(openTree(scratch, .existing), generator.model) == [])
+    }
+
+    @Test func failure37DamageInTheFileTableIsFoundAndMended() throws {
+        let scratch = Scratch()
+        var generator = Generator(seed: 6)
+        try {
+            let tree = try openTree(scratch)
+            for drawn in generator.draw(200) { try tree.apply(drawn) }
+            try tree.close()
+        }()
+        let fd = open("\(scratch.path)/state/file-table", O_RDWR)
+        defer { close(fd) }
+        // Flip one bit in every sixteenth slot, used or not.
+        for slot in stride(from: 0, to: 4096, by: 16) {
+            var byte: UInt8 = 0
+            pread(fd, &byte, 1, off_t(4096 + slot * 64 + 20))
+            byte ^= 4
+            pwrite(fd, &byte, 1, off_t(4096 + slot * 64 + 20))
+        }
+        #expect(try differences(openTree(scratch, .existing), generator.model) == [])
+    }
+
+    @Test func aHeldFileOutlivesItsLastNameAndGoesWhenReleased() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        try tree.create(1, "a")
+        try tree.write(id(1), [1, 2, 3])
+        tree.hold(id(1))
+        try tree.apply(.remove(file: id(1), parent: .root, name: name("a"), isDirectory: false, wasLast: true))
+        #expect(throws: TreeError.self) { try tree.lookup(parent: .root, name: name("a")) }
+        #expect(try tree.contents(id(1)) == [1, 2, 3])
+        try tree.write(id(1), [9])
+        #expect(try tree.contents(id(1)) == [9, 2, 3])
+        try tree.releaseHold(id(1))
+        #expect(throws: TreeError.self) { try tree.status(of: id(1)) }
+        #expect(try tree.stagingNames() == [])
+    }
+
+    @Test func aHeldFileThatIsReplacedByARenameStaysReadable() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        try tree.create(1, "a")
+        try tree.create(2, "b")
+        try tree.write(id(2), [7])
+        tree.hold(id(2))
+        let rename = RecordBody.rename(
+            file: id(1), parent: .root, name: name("a"), newParent: .root, newName: name("b"), exchange: false,
+            replaced: id(2), replacedWasLast: true)
+        try tree.apply(rename)
+        try tree.apply(rename)
+        #expect(try tree.lookup(parent: .root, name: name("b")).file == id(1))
+        #expect(try tree.contents(id(2)) == [7])
+        try tree.releaseHold(id(2))
+        #expect(try tree.stagingNames() == [])
+    }
+
+    @Test func anUnexpectedObjectAtANameIsAnErrorAndNothingChanges() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        try tree.create(1, "a")
+        #expect(throws: TreeError.self) { try tree.create(2, "a") }
+        #expect(throws: TreeError.self) {
+            try tree.apply(.remove(file: id(3), parent: .root, name: name("a"), isDirectory: false, wasLast: true))
+        }
+        #expect(try tree.lookup(parent: .root, name: name("a")).file == id(1))
+    }
+
+    @Test func recordsCannotReachOurOwnDirectoryOrLeaveTheTreeThroughALink() throws {
+        let scratch = Scratch()
+        scratch.make("outside")
+        let tree = try openTree(scratch)
+        #expect(throws: TreeError.self) { try tree.create(1, ".lockstep") }
+        #expect(throws: TreeError.self) {
+            try tree.apply(.setXattr(file: .root, name: PlainTree.fileIDXattr, value: [1]))
+        }
+        try tree.apply(
+            .create(
+                file: id(2), parent: .root, name: name("l"),
+                attributes: FileAttributes(mode: S_IFLNK | 0o777, uid: 0, gid: 0),
+                target: Array("\(scratch.path)/outside".utf8), xattrs: []))
+        #expect(throws: TreeError.self) { try tree.create(3, in: id(2), "x") }
+        #expect(throws: TreeError.self) { try tree.write(id(2), [1]) }
+        // Attributes go to the link itself.
+        try tree.apply(
+            .setAttributes(
+                file: id(2), mask: [.uid, .mtime],
+                attributes: FileAttributes(mode: 0, uid: 4, gid: 0, mtime: 77)))
+        var found = stat()
+        #expect(stat("\(scratch.path)/outside", &found) == 0)
+        #expect(found.st_uid == 0)
+        #expect(try tree.status(of: id(2)).attributes.uid == 4)
+    }
+
+    @Test func ownAttributesAndDirectoryAreInvisible() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        try tree.create(1, "a")
+        #expect(try tree.xattrNames(of: id(1)) == [])
+        #expect(try tree.xattr(of: id(1), name: PlainTree.fileIDXattr) == nil)
+        let names = try tree.readDirectory(.root, from: 0, limit: 100, withStatus: true).map(\.name)
+        #expect(Set(names) == [name("."), name(".."), name("a")])
+        #expect(throws: TreeError.self) { try tree.lookup(parent: .root, name: PlainTree.ownName) }
+    }
+
+    @Test func aDirectoryIsReadInPiecesWithoutLossOrRepetition() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        for counter in 1...500 { try tree.create(UInt64(counter), "file-\(counter)") }
+        var seen: [FileName] = []
+        var cursor: UInt64 = 0
+        while true {
+            let piece = try tree.readDirectory(.root, from: cursor, limit: 7, withStatus: false)
+            guard let last = piece.last else { break }
+            seen += piece.map(\.name)
+            cursor = last.cursor
+        }
+        #expect(seen.count == 502)
+        #expect(Set(seen).count == 502)
+    }
+
+    @Test func moreFilesThanDescriptorsAreNoProblem() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        for counter in 1...200 {
+            try tree.create(UInt64(counter), "f\(counter)")
+            try tree.write(id(UInt64(counter)), [UInt8(counter)])
+        }
+        for counter in 1...200 { #expect(try tree.contents(id(UInt64(counter))) == [UInt8(counter)]) }
+        #expect(tree.cache.count <= 16)
+    }
+
+    @Test func theFileTableGrowsAndForgets() throws {
+        let scratch = Scratch()
+        let table = try FileTable.create(path: "\(scratch.path)/table", identity: 1)
+        for counter in 1...20_000 { try table.insert(id(UInt64(counter)), FileHandle(type: 1, bytes: [1, 2])) }
+        for counter in 1...10_000 { try table.remove(id(UInt64(counter))) }
+        #expect(try table.find(id(5000)) == nil)
+        #expect(try table.find(id(15_000)) == FileHandle(type: 1, bytes: [1, 2]))
+        try table.close()
+        let again = try #require(try FileTable.open(path: "\(scratch.path)/table", identity: 1, logger: quiet))
+        var count = 0
+        try again.visit { _, _ in count += 1 }
+        #expect(count == 10_000)
+        #expect(try FileTable.open(path: "\(scratch.path)/table", identity: 2, logger: quiet) == nil)
+    }
+
+    @Test func aDirectoryThatWasNeverPreparedIsRefused() throws {
+        let scratch = Scratch()
+        #expect(throws: TreeError.self) { try openTree(scratch, .existing) }
+    }
+
+    @Test func aSecondProcessIsKeptAway() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        #expect(throws: TreeError.self) { try openTree(scratch) }
+        _ = tree
+    }
+
+    @Test func aFileSystemThatLosesItsOrderIsRefused() throws {
+        // /dev/shm is a tmpfs.
+        #expect(throws: TreeError.self) {
+            try PlainTree(backing: "/dev/shm", state: "/tmp", opening: .create, logger: quiet)
+        }
+    }
+
+    @Test func existingFilesAreAdoptedWithTheirLinks() throws {
+        let scratch = Scratch()
+        let base = "\(scratch.path)/backing"
+        run("/bin/sh", "-c", "mkdir -p \(base)/d/e && echo hello > \(base)/d/f && ln \(base)/d/f \(base)/g")
+        let tree = try openTree(scratch)
+        #expect(throws: TreeError.self) { try tree.lookup(parent: .root, name: name("g")) }
+        var allocator = FileIDAllocator(epoch: Epoch(rawValue: 1))
+        #expect(try tree.adoptScan(allocator: &allocator, retagging: true) == 3)
+        let first = try tree.lookup(parent: .root, name: name("g"))
+        let directory = try tree.lookup(parent: .root, name: name("d"))
+        #expect(try tree.lookup(parent: directory.file, name: name("f")).file == first.file)
+        #expect(first.links == 2)
+        #expect(try tree.contents(first.file) == Array("hello\n".utf8))
+        // A copy with its number is refused, by name.
+        run("/bin/sh", "-c", "cp -a \(base)/g \(base)/copy")
+        #expect(throws: TreeError.self) { try tree.adoptScan(allocator: &allocator, retagging: false) }
+    }
+
+    @Test func readingWithoutBlockingNeverOpensAFile() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        try tree.create(1, "a")
+        try tree.write(id(1), [5, 6, 7])
+        var space = [UInt8](repeating: 0, count: 10)
+        #expect(space.withUnsafeMutableBytes { tree.readWithoutBlocking(id(1), at: 1, into: $0) } == 2)
+        #expect(space.prefix(2) == [6, 7])
+        tree.cache.removeAll()
+        #expect(space.withUnsafeMutableBytes { tree.readWithoutBlocking(id(1), at: 1, into: $0) } == nil)
+    }
+}
