@@ -8,9 +8,13 @@ public struct AckRule: Sendable, Hashable {
     /// True while a set without the other node is proposed or in force: acknowledged from one memory alone, a record
     /// would be lost with this process although the other room may hold it.
     public var needsOwnDisk: Bool
-    public init(inSync: NodeSet, needsOwnDisk: Bool) {
+    /// Whether the other node, if it is in the set, must have a record on disk too. True while it is about to be added:
+    /// only a node whose disk holds everything acknowledged may be named in sync, and this keeps it true once reached.
+    public var needsPeerDisk: Bool
+    public init(inSync: NodeSet, needsOwnDisk: Bool, needsPeerDisk: Bool = false) {
         self.inSync = inSync
         self.needsOwnDisk = needsOwnDisk
+        self.needsPeerDisk = needsPeerDisk
     }
 }
 
@@ -160,7 +164,7 @@ public struct PrimaryLog: Sendable {
         var memory = rule.needsOwnDisk ? ownDurable : last
         var disk = ownDurable
         if rule.inSync.contains(node.peer) {
-            memory = min(memory, follower?.received ?? .zero)
+            memory = min(memory, (rule.needsPeerDisk ? follower?.durable : follower?.received) ?? .zero)
             disk = min(disk, follower?.durable ?? .zero)
         }
         return (memory, disk)

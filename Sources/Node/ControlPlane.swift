@@ -1,0 +1,367 @@
+import Configuration
+import Format
+import Foundation
+import Logging
+import Quorum
+import Ring
+
+/// What the control plane needs of a connection to another voter.
+protocol ControlConnection: AnyObject {
+    func send(_ message: QuorumMessage, epoch: Epoch, mirror: MirrorID)
+    func close(_ reason: String)
+}
+
+/// What the control plane asks of the data plane; every call is posted to the data thread.
+protocol DataOrders: Sendable {
+    func order(_ work: @escaping @Sendable (DataPlane) -> Void)
+}
+
+/// Decisions, leases, roles and the service on one node: the shell around `Quorum.Member`. Confined to the control
+/// thread, which nothing may hold up: disk writes and scripts run elsewhere.
+///
+/// The member's effects are carried out in their order. Two duties are worth their lines: a vote is on disk before its
+/// answer leaves (the member waits for `.persisted`), and a proposal without the other node leaves only when the stricter
+/// rule for acknowledgements is in force on the data thread (`.policyInForce`).
+final class ControlPlane {
+    static let tickMilliseconds = 50
+
+    let node: NodeID
+    let configuration: MirrorConfiguration
+    let reactor: Reactor
+    let logger: Logger
+    let votes: VoteFile
+    private let voteWriter: WorkerPool
+    private(set) var member: Member
+    private var connections = PerVoter<(any ControlConnection)?>(nil)
+    private var events: [MemberEvent] = []
+    private var isStepping = false
+    private var voteWriting = false
+    private var votesWaiting: [(state: AcceptorState?, token: UInt64)] = []
+
+    private var data: (any DataOrders)?
+    var service: Service?
+    /// Orders for the data plane from before it exists (a node that is still being seeded has none).
+    private var waitingOrders: [@Sendable (DataPlane) -> Void] = []
+
+    private(set) var role: RoleState?
+    private(set) var witness = WitnessState.unknown
+    private(set) var leaseUntil: UInt64 = 0
+    private(set) var openEpoch: Epoch?
+    private(set) var isFrozen = false
+    private(set) var addressesHeld = false
+    private(set) var problem = ""
+    private(set) var application = (state: Service.ApplicationState.none, message: "")
+    private(set) var lastTakeover: NodeStatus.Takeover?
+    private var lastRefusal: (text: String, at: UInt64)?
+
+    // Set by the node.
+    var onRole: ((RoleState) -> Void)?
+    /// The voter has an identity now: the data plane can be made.
+    var onSeeded: ((AcceptorState) -> Void)?
+    var onVotesFailed: ((String) -> Void)?
+
+    init(
+        node: NodeID, configuration: MirrorConfiguration, reactor: Reactor, votes: VoteFile, seed: UInt64,
+        logger: Logger
+    ) throws {
+        self.node = node
+        self.configuration = configuration
+        self.reactor = reactor
+        self.votes = votes
+        self.logger = logger
+        voteWriter = try WorkerPool(threads: 1, name: "votes")
+        member = Member(node: node, timing: ControlPlane.timing(configuration.timing), seed: seed)
+        lastTakeover = ControlPlane.loadTakeover(configuration.state)
+    }
+
+    static func timing(_ configured: MirrorConfiguration.Timing) -> QuorumTiming {
+        var timing = QuorumTiming()
+        timing.lease = UInt64(configured.leaseMilliseconds) * 1_000_000
+        timing.renewal = UInt64(configured.renewMilliseconds) * 1_000_000
+        timing.grant = UInt64(configured.grantMilliseconds) * 1_000_000
+        timing.peerLoss = UInt64(configured.peerLossMilliseconds) * 1_000_000
+        timing.hearing = max(timing.hearing, timing.renewal * 3)
+        switch configured.loneRestart {
+        case .serveAfter(let seconds): timing.loneRestart = UInt64(seconds) * 1_000_000_000
+        case .wait: timing.loneRestart = nil
+        }
+        return timing
+    }
+
+    func start(_ start: MemberStart) {
+        feed(.start(start))
+        _ = reactor.repeating(milliseconds: ControlPlane.tickMilliseconds) { [unowned self] in feed(.tick) }
+    }
+
+    func attach(_ orders: any DataOrders) {
+        data = orders
+        let waiting = waitingOrders
+        waitingOrders.removeAll()
+        for order in waiting { orders.order(order) }
+    }
+
+    private func order(_ work: @escaping @Sendable (DataPlane) -> Void) {
+        if let data { data.order(work) } else { waitingOrders.append(work) }
+    }
+
+    // MARK: - Events
+
+    func feed(_ event: MemberEvent) {
+        events.append(event)
+        guard !isStepping else { return }
+        isStepping = true
+        defer { isStepping = false }
+        while !events.isEmpty {
+            let next = events.removeFirst()
+            let known = member.state
+            var effects: [MemberEffect] = []
+            member.step(next, now: reactor.now, effects: &effects)
+            for effect in effects { carryOut(effect) }
+            noteDecision(from: known)
+        }
+    }
+
+    /// The data side compares logs with the other node by what this voter has accepted.
+    private func noteDecision(from before: AcceptorState?) {
+        guard let state = member.state else { return }
+        if before?.acceptedBallot != state.acceptedBallot || before == nil {
+            let ballot = state.acceptedBallot
+            let parts: [UInt64] = [
+                UInt64(ballot.instance.generation), ballot.instance.birth, ballot.number, UInt64(ballot.node.rawValue),
+            ]
+            let decision = state.accepted
+            order { $0.setDecision(decision, ballot: parts) }
+        }
+        if before == nil { onSeeded?(state) }
+    }
+
+    func connected(_ voter: Voter, _ connection: any ControlConnection) {
+        if let old = connections[voter], old !== connection { old.close("replaced by a newer connection") }
+        connections[voter] = connection
+        feed(.connection(voter, up: true))
+    }
+
+    func disconnected(_ voter: Voter, _ connection: any ControlConnection) {
+        guard connections[voter] === connection else { return }
+        connections[voter] = nil
+        feed(.connection(voter, up: false))
+    }
+
+    func received(_ message: QuorumMessage, from voter: Voter) { feed(.message(from: voter, message)) }
+
+    func reported(_ report: DataReport) {
+        switch report {
+        case .member(let event): feed(event)
+        case .opened(let epoch): opened(epoch)
+        case .closed: feed(.closed)
+        case .broken(let text):
+            problem = text
+        }
+    }
+
+    // MARK: - Effects
+
+    private func carryOut(_ effect: MemberEffect) {
+        switch effect {
+        case .persist(let state, let token): persist(state, token)
+        case .send(let voter, let message):
+            connections[voter]?.send(
+                message, epoch: member.state?.accepted.epoch ?? .none, mirror: member.state?.mirror ?? .none)
+        case .setPolicy(let policy, let token): order { $0.setPolicy(policy, token: token) }
+        case .serve(let decision, let inheritance):
+            noteTakeover(decision)
+            order { $0.serve(decision, inheritance) }
+        case .epochChanged(let decision): order { $0.epochChanged(decision) }
+        case .inSyncChanged(let decision): order { $0.inSyncChanged(decision) }
+        case .lease(let until): leaseGranted(until)
+        case .freeze: freeze()
+        case .thaw: thaw()
+        case .drain: drain()
+        case .close(let reason): close(reason)
+        case .follow: order { $0.follow() }
+        case .role(let state): roleChanged(state)
+        case .witnessState(let state): witnessChanged(state)
+        case .adminRefused(let text):
+            lastRefusal = (text, reactor.now)
+            logger.error("\(text)")
+        case .log(let level, let text): log(level, text)
+        }
+    }
+
+    private func log(_ level: QuorumLogLevel, _ text: String) {
+        switch level {
+        case .debug: logger.debug("\(text)")
+        case .info: logger.info("\(text)")
+        case .warning: logger.warning("\(text)")
+        case .error: logger.error("\(text)")
+        case .critical: logger.critical("\(text)")
+        }
+    }
+
+    /// Writes the newest of what waits, then reports every token it stands for.
+    private func persist(_ state: AcceptorState?, _ token: UInt64) {
+        votesWaiting.append((state, token))
+        writeVotes()
+    }
+
+    private func writeVotes() {
+        guard !voteWriting, let newest = votesWaiting.last else { return }
+        voteWriting = true
+        let tokens = votesWaiting.map(\.token)
+        votesWaiting.removeAll()
+        let votes = votes
+        let handle = reactor.handle
+        let bound = ThreadBound({ [self] (failure: String?) in
+            voteWriting = false
+            if let failure {
+                // The voter stays silent for ever: what it would answer is not on its disk.
+                problem = failure
+                logger.critical("\(failure)")
+                onVotesFailed?(failure)
+                return
+            }
+            for token in tokens { feed(.persisted(token: token)) }
+            writeVotes()
+        })
+        voteWriter.submit {
+            var failure: String?
+            do { try votes.store(newest.state) } catch { failure = "\(error)" }
+            _ = handle.post { [failure] in bound.value(failure) }
+        }
+    }
+
+    private func leaseGranted(_ until: UInt64) {
+        leaseUntil = until
+        order { $0.setLease(until: until) }
+        holdAddresses()
+    }
+
+    private func holdAddresses() {
+        guard openEpoch != nil, !isFrozen, reactor.now < leaseUntil, let service else { return }
+        addressesHeld = service.holdAddresses(until: leaseUntil)
+    }
+
+    private func freeze() {
+        isFrozen = true
+        addressesHeld = false
+        service?.dropAddresses()
+        service?.freezeApplication()
+        order { $0.freeze() }
+        logger.warning("frozen: no lease. The virtual address is gone, the application stands still, writes wait")
+    }
+
+    private func thaw() {
+        isFrozen = false
+        service?.thawApplication()
+        order { $0.thaw() }
+        holdAddresses()
+        logger.notice("thawed: the lease is back")
+    }
+
+    private func opened(_ epoch: Epoch) {
+        openEpoch = epoch
+        holdAddresses()
+        service?.startApplication()
+    }
+
+    private func drain() {
+        logger.notice("stopping the application for a planned move")
+        guard let service, openEpoch != nil else { return order { $0.drain() } }
+        let handle = ThreadBound(self)
+        service.stopApplication { isStopped in
+            let control = handle.value
+            guard isStopped else { return control.feed(.drainFailed) }
+            control.addressesHeld = false
+            service.dropAddresses()
+            control.order { $0.drain() }
+        }
+    }
+
+    private func close(_ reason: CloseReason) {
+        let wasOpen = openEpoch != nil
+        openEpoch = nil
+        isFrozen = false
+        leaseUntil = 0
+        addressesHeld = false
+        service?.dropAddresses()
+        switch reason {
+        case .swapped, .stopped: break
+        case .deposed, .restarting, .ownDiskFailed, .rolledBack:
+            if wasOpen { service?.killApplication() }
+        }
+        logger.notice("closing the service here: \(reason)")
+        order { $0.close(reason) }
+    }
+
+    private func roleChanged(_ state: RoleState) {
+        let before = role
+        role = state
+        if before?.role != state.role || before?.reason != state.reason {
+            logger.notice("role \(state.role.rawValue)", metadata: ["reason": "\(state.reason)"])
+        }
+        onRole?(state)
+    }
+
+    private func witnessChanged(_ state: WitnessState) {
+        if state != witness { logger.notice("witness: \(state)") }
+        witness = state
+    }
+
+    func applicationChanged(_ state: Service.ApplicationState, _ text: String) { application = (state, text) }
+
+    /// The checker says that the application is not well: the other node takes it if it can, else it is restarted here.
+    func applicationFailed(_ text: String) {
+        logger.error("the application failed its check: \(text)")
+        guard let service, openEpoch != nil else { return }
+        if role?.decision?.inSync == .both {
+            feed(.requestSwap)
+            return
+        }
+        let handle = ThreadBound(self)
+        service.stopApplication { isStopped in
+            let control = handle.value
+            if isStopped, control.openEpoch != nil { service.startApplication() }
+        }
+    }
+
+    // MARK: - Takeovers
+
+    private func noteTakeover(_ decision: Decision) {
+        let peer = configuration.node(node.peer).name
+        let reason =
+            switch role?.decision?.primary {
+            case .some(let primary) where primary != node: "took over from \(peer)"
+            case .some: "started to serve again"
+            case nil: "started to serve"
+            }
+        let formatter = ISO8601DateFormatter()
+        let takeover = NodeStatus.Takeover(
+            time: formatter.string(from: Date()), epoch: decision.epoch.rawValue, reason: reason)
+        lastTakeover = takeover
+        logger.notice("serving: \(reason)", metadata: ["decision": "\(decision)"])
+        let path = configuration.state + "/last-takeover.json"
+        voteWriter.submit {
+            // Only for status: losing it loses no fact that matters.
+            if let data = try? JSONEncoder().encode(takeover) { try? data.write(to: URL(fileURLWithPath: path)) }
+        }
+    }
+
+    private static func loadTakeover(_ state: String) -> NodeStatus.Takeover? {
+        guard let data = FileManager.default.contents(atPath: state + "/last-takeover.json") else { return nil }
+        return try? JSONDecoder().decode(NodeStatus.Takeover.self, from: data)
+    }
+
+    // MARK: - Administration
+
+    /// Carries out a request; the answer is nil, or why not.
+    func request(_ event: MemberEvent) -> String? {
+        lastRefusal = nil
+        feed(event)
+        return lastRefusal?.text
+    }
+
+    func shutdown() {
+        voteWriter.shutdown()
+        service?.shutdown()
+    }
+}

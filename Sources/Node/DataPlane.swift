@@ -1,0 +1,465 @@
+import CLinux
+import Configuration
+import Format
+import Fuse
+import Journal
+import Logging
+import Quorum
+import Replication
+import Ring
+import Tree
+
+/// What the data side tells the control side.
+enum DataReport: Sendable {
+    case member(MemberEvent)
+    /// The directory is open in this epoch: the application may start.
+    case opened(Epoch)
+    /// The directory is closed; nothing of this life is answered any more.
+    case closed(CloseReason)
+    /// This node cannot go on with what its disk holds; the text says what to do.
+    case broken(String)
+}
+
+/// The data side of one mirror on one node: log, peer link, plain files and the directory the application sees, put
+/// together on one thread. Carries out what the control side decides and reports back; decides nothing about who serves.
+///
+/// Starting to serve goes through fixed steps, each of which may be the last before a crash; nothing is answered before
+/// the last one:
+///
+/// ```
+///  serve(decision) ─▶ own disk complete ─▶ epoch-start record ─▶ it is on every in-sync disk ─▶ plain files have it
+///                  (inherited records)                                                          ─▶ mount ─▶ opened
+/// ```
+final class DataPlane {
+    enum Phase: Sendable {
+        case idle
+        /// Waits for the own disk to hold everything inherited.
+        case inheriting(Decision)
+        /// The epoch-start record is logged; the directory opens when it has been applied.
+        case opening(Decision, epochStart: Seq)
+        case open(Decision)
+        case closing
+    }
+
+    static let spaceCheckMilliseconds = 500
+    /// A checkpoint begins when so much of the journal lies behind the last one.
+    static let checkpointFraction = 4
+    static let checkpointIdleMilliseconds = 5_000
+
+    let node: NodeID
+    let configuration: MirrorConfiguration
+    let reactor: Reactor
+    let journal: Journal
+    let tree: PlainTree
+    let log: MirrorLog
+    let link: PeerLink
+    let workers: WorkerPool
+    let logger: Logger
+    let report: @Sendable (DataReport) -> Void
+
+    private(set) var phase = Phase.idle
+    private var session: FuseSession?
+    private(set) var directory: MirroredDirectory?
+    private var checkpointRunning = false
+    private var lastCheckpointWant: UInt64 = 0
+    private var pendingPolicies: [(token: UInt64, durableThrough: Seq)] = []
+    private var policy: [AckRule] = []
+    /// The other node is almost there: its disk counts for every acknowledgement, so that it can be added.
+    private var isAdmitting = false
+    private var reportedCaughtUp = false
+    private var draining = false
+    private(set) var isBroken = false
+    private(set) var isFrozen = false
+    private(set) var resync: (any ResyncSession)?
+
+    init(
+        node: NodeID, configuration: MirrorConfiguration, reactor: Reactor, journal: Journal, tree: PlainTree,
+        log: MirrorLog, link: PeerLink, workers: WorkerPool, logger: Logger,
+        report: @escaping @Sendable (DataReport) -> Void
+    ) {
+        self.node = node
+        self.configuration = configuration
+        self.reactor = reactor
+        self.journal = journal
+        self.tree = tree
+        self.log = log
+        self.link = link
+        self.workers = workers
+        self.logger = logger
+        self.report = report
+        connect()
+    }
+
+    private func connect() {
+        log.onBatch = { [unowned self] in link.pump() }
+        log.onProgress = { [unowned self] in progressed() }
+        log.onFailure = { [unowned self] failure in failed(failure) }
+        link.onMerged = { [unowned self] in report(.member(.merged)) }
+        link.onFollows = { [unowned self] epoch in report(.member(.peerFollows(epoch))) }
+        link.onSilent = { [unowned self] failed in
+            stopAdmitting()
+            report(.member(.peerSilent(failed ? .failed : .linkLost)))
+        }
+        link.onBack = { [unowned self] in report(.member(.peerBack)) }
+        link.onRefused = { [unowned self] reason in logger.error("\(PeerLink.explain(reason))") }
+        link.onCompare = { [unowned self] reason in startResync(reason) }
+        link.onResyncStart = { [unowned self] number, base, chain, epochs in
+            joinResync(number: number, base: base, chain: chain, epochs: epochs)
+        }
+        link.onResyncMessage = { [unowned self] message in resync?.received(message) }
+        _ = reactor.repeating(milliseconds: PeerLink.heartbeatMilliseconds) { [unowned self] in tick() }
+        _ = reactor.repeating(milliseconds: DataPlane.spaceCheckMilliseconds) { [unowned self] in checkSpace() }
+        checkSpace()
+    }
+
+    // MARK: - Orders from the control side
+
+    func setPolicy(_ new: AckPolicy, token: UInt64) {
+        policy = new.possible.map { AckRule(inSync: $0.inSync, needsOwnDisk: $0.ownDisk) }
+        applyRules()
+        if new.flushFirst {
+            pendingPolicies.append((token, log.core.last))
+            confirmPolicies()
+        } else {
+            report(.member(.policyInForce(token: token)))
+        }
+    }
+
+    func serve(_ decision: Decision, _ inheritance: Inheritance) {
+        if inheritance == .unsyncedMayBeMissing {
+            logger.critical(
+                """
+                this node restarted, waited for the other one in vain and now serves alone: writes that were \
+                acknowledged and never fsynced may be missing; everything fsynced is here
+                """)
+            journal.noteStatement(.loneRestart, epoch: decision.epoch)
+        }
+        phase = .inheriting(decision)
+        advance()
+    }
+
+    func epochChanged(_ decision: Decision) {
+        switch phase {
+        case .inheriting: phase = .inheriting(decision)
+        case .opening(_, let seq):
+            log.changeEpoch(to: decision.epoch, inSync: decision.inSync)
+            phase = .opening(decision, epochStart: seq)
+        case .open:
+            log.changeEpoch(to: decision.epoch, inSync: decision.inSync)
+            phase = .open(decision)
+        case .idle, .closing: return
+        }
+        logger.notice("\(decision)")
+        advance()
+    }
+
+    func inSyncChanged(_ decision: Decision) {
+        switch phase {
+        case .inheriting: phase = .inheriting(decision)
+        case .opening(_, let seq): phase = .opening(decision, epochStart: seq)
+        case .open: phase = .open(decision)
+        case .idle, .closing: return
+        }
+        stopAdmitting()
+        logger.notice("\(decision)")
+        advance()
+    }
+
+    func setLease(until moment: UInt64) {
+        log.setLease(until: moment)
+        advance()
+    }
+
+    func freeze() { isFrozen = true }
+    func thaw() { isFrozen = false }
+
+    func setDecision(_ decision: Decision?, ballot: [UInt64]) { link.decision = (decision, ballot) }
+
+    func follow() {
+        if log.role == .primary { log.leavePrimary(failing: EIO) }
+    }
+
+    /// The application has been stopped: closes the directory, then waits until both nodes have everything.
+    func drain() {
+        guard case .open(let decision) = phase else {
+            // Not open yet: nothing to drain but what is inherited.
+            draining = true
+            return advance()
+        }
+        guard let session else { return }
+        session.drainAndUnmount { [self] outcome in
+            switch outcome {
+            case .unmounted:
+                self.session = nil
+                directory = nil
+                draining = true
+                phase = .opening(decision, epochStart: log.lastSeq)
+                advance()
+            case .busy(let text):
+                logger.error("cannot close \(configuration.path): \(text); the service stays here")
+                report(.member(.drainFailed))
+            }
+        }
+    }
+
+    func close(_ reason: CloseReason) {
+        phase = .closing
+        draining = false
+        stopAdmitting()
+        resync?.cancel()
+        resync = nil
+        if let directory { directory.depose() }
+        session?.detach()
+        session = nil
+        directory = nil
+        log.leavePrimary(failing: EIO)
+        pendingPolicies.removeAll()
+        phase = .idle
+        link.announce()
+        if reason == .stopped {
+            finishCleanly { [self] in report(.closed(reason)) }
+        } else {
+            report(.closed(reason))
+        }
+    }
+
+    /// Everything to the plain files and their disk, and the journal marked complete.
+    func finishCleanly(_ done: @escaping () -> Void) {
+        guard log.core.ownDiskIsComplete, log.applied == log.core.last else { return done() }
+        checkpoint { [self] succeeded in
+            if succeeded {
+                journal.markCleanStop { _ in done() }
+            } else {
+                done()
+            }
+        }
+    }
+
+    // MARK: - Going on
+
+    private func progressed() {
+        link.progressed()
+        confirmPolicies()
+        admit()
+        advance()
+        checkpointIfDue()
+    }
+
+    private func confirmPolicies() {
+        while let first = pendingPolicies.first, log.core.ownDurable >= first.durableThrough {
+            pendingPolicies.removeFirst()
+            report(.member(.policyInForce(token: first.token)))
+        }
+    }
+
+    private func advance() {
+        switch phase {
+        case .idle, .closing: return
+        case .inheriting(let decision):
+            guard log.core.ownDiskIsComplete, !isBroken else { return }
+            log.becomePrimary(
+                epoch: decision.epoch, inSync: decision.inSync, rules: rulesInForce, strictlyAfter: log.wallClock())
+            let start = log.lastSeq
+            phase = .opening(decision, epochStart: start)
+            link.announce()
+        case .opening(let decision, let epochStart):
+            if draining { return finishDrain(decision) }
+            guard log.applied >= epochStart, log.mayAnswer else { return }
+            openDirectory(decision)
+        case .open: return
+        }
+    }
+
+    private func finishDrain(_ decision: Decision) {
+        let last = log.lastSeq
+        guard log.core.last == last, log.applied == last, log.core.levels.disk == last else { return }
+        if decision.inSync.contains(node.peer) {
+            guard let follower = log.core.follower, follower.applied >= last else { return }
+        }
+        draining = false
+        report(.member(.drained))
+    }
+
+    private func openDirectory(_ decision: Decision) {
+        do {
+            let directory = MirroredDirectory(reactor: reactor, log: log, tree: tree, workers: workers, logger: logger)
+            let session = try FuseSession(
+                reactor: reactor, path: configuration.path, handler: directory, log: log, logger: logger)
+            self.directory = directory
+            self.session = session
+            phase = .open(decision)
+            logger.notice("\(configuration.path) is open", metadata: ["epoch": "\(decision.epoch)"])
+            report(.opened(decision.epoch))
+        } catch {
+            isBroken = true
+            report(.broken("cannot open \(configuration.path): \(error)"))
+            report(.member(.ownDiskFailed))
+        }
+    }
+
+    // MARK: - Bringing the other node in
+
+    private var rulesInForce: [AckRule] {
+        isAdmitting ? policy + [AckRule(inSync: .both, needsOwnDisk: true, needsPeerDisk: true)] : policy
+    }
+
+    private func applyRules() {
+        guard log.role == .primary else { return }
+        log.setRules(rulesInForce)
+    }
+
+    private var inSyncNow: NodeSet {
+        switch phase {
+        case .inheriting(let decision), .opening(let decision, _), .open(let decision): decision.inSync
+        case .idle, .closing: []
+        }
+    }
+
+    private func admit() {
+        guard log.role == .primary, inSyncNow.isOnly(node), !link.isSilent, let follower = log.core.follower,
+            resync == nil
+        else { return }
+        if !isAdmitting, follower.sent == log.core.last {
+            isAdmitting = true
+            applyRules()
+        }
+        if isAdmitting, !reportedCaughtUp, log.core.followerHoldsEverythingAcknowledged {
+            reportedCaughtUp = true
+            report(.member(.peerCaughtUp(true)))
+        }
+    }
+
+    private func stopAdmitting() {
+        if reportedCaughtUp {
+            reportedCaughtUp = false
+            report(.member(.peerCaughtUp(false)))
+        }
+        guard isAdmitting else { return }
+        isAdmitting = false
+        applyRules()
+    }
+
+    // MARK: - Comparison of the files
+
+    private func startResync(_ reason: ComparisonReason) {
+        resync?.cancel()
+        logger.notice("the other node's files are compared with this one's: \(PeerLink.explain(reason))")
+        resync = ResyncSource(plane: self) { [unowned self] in
+            resync = nil
+            admit()
+        }
+    }
+
+    private func joinResync(number: UInt64, base: Seq, chain: UInt64, epochs: [EpochStart]) {
+        resync?.cancel()
+        resync = ResyncFollower(plane: self, number: number, base: base, chain: chain, epochs: epochs) {
+            [unowned self] in resync = nil
+        }
+    }
+
+    // MARK: - Checkpoints, space, time
+
+    private func tick() {
+        link.tick()
+        advance()
+        resync?.tick()
+        checkpointIfDue()
+    }
+
+    private func checkpointIfDue() {
+        guard !checkpointRunning, log.applied > journal.checkpointSeq else { return }
+        let full = journal.bytesSinceCheckpoint * DataPlane.checkpointFraction >= journal.capacityBytes
+        let idle = reactor.now > lastCheckpointWant + UInt64(DataPlane.checkpointIdleMilliseconds) * 1_000_000
+        guard full || idle else { return }
+        lastCheckpointWant = reactor.now
+        checkpoint { _ in }
+    }
+
+    private func checkpoint(_ done: @escaping (Bool) -> Void) {
+        guard !checkpointRunning else { return done(false) }
+        checkpointRunning = true
+        // The low watermark before the sync: everything up to it is in the files when the sync begins.
+        let seq = log.applied
+        let tree = tree
+        let handle = reactor.handle
+        let bound = ThreadBound({ [self] (failure: String?) in
+            guard let failure else {
+                return journal.checkpoint(seq) { [self] _ in
+                    checkpointRunning = false
+                    log.onRoom?()
+                    done(true)
+                }
+            }
+            checkpointRunning = false
+            // Reported once by the kernel, then "ok": never asked again, never past this point.
+            failed(.apply(seq, failure))
+            done(false)
+        })
+        workers.submit {
+            var failure: String?
+            do { try tree.sync() } catch { failure = "\(error)" }
+            _ = handle.post { [failure] in bound.value(failure) }
+        }
+    }
+
+    private func checkSpace() {
+        let tree = tree
+        let handle = reactor.handle
+        let bound = ThreadBound({ [self] (bytes: UInt64?) in
+            guard let bytes else { return }
+            log.setFreeSpace(Int64(clamping: bytes))
+            link.freeSpaceBytes = bytes
+        })
+        workers.submit {
+            let statistics = try? tree.statistics()
+            _ = handle.post { bound.value(statistics.map { $0.blocksAvailable * $0.blockSize }) }
+        }
+    }
+
+    private func failed(_ failure: MirrorFailure) {
+        guard !isBroken else { return }
+        isBroken = true
+        logger.critical("\(failure)")
+        report(.broken("\(failure)"))
+        report(.member(.ownDiskFailed))
+    }
+}
+
+/// One side of a comparison of the files.
+protocol ResyncSession: AnyObject {
+    func received(_ message: DataMessage)
+    func tick()
+    func cancel()
+    var progress: ResyncProgress { get }
+}
+
+struct ResyncProgress: Sendable, Codable {
+    var phase = ""
+    var bytesDone: UInt64 = 0
+    var bytesTotal: UInt64 = 0
+    var differingBytes: UInt64 = 0
+    var files: UInt64 = 0
+}
+
+extension PeerLink {
+    static func explain(_ reason: ComparisonReason) -> String {
+        switch reason {
+        case .journalTooShort(let common, let oldest):
+            "the journal begins at record \(oldest), the other node's log ends at \(common)"
+        case .otherHistory(let common, let applied):
+            "it applied records up to \(applied) of another history; \(common) is the last common one"
+        case .incomplete: "its copy is not complete"
+        }
+    }
+
+    static func explain(_ reason: RefusalReason) -> String {
+        switch reason {
+        case .bothServe: "both nodes say that they serve in one epoch: this must not happen; stop one of them"
+        case .bothIncomplete:
+            "neither node holds a complete copy: restore one from a backup and run `lockstep init --first` there"
+        case .onlyInSyncIsIncomplete(let node):
+            "node \(node) alone is in sync, and its copy is not complete: its files and ranges in doubt are in its log"
+        case .noDecision: "neither node has a decision yet: run `lockstep init --first` on the node that has the data"
+        }
+    }
+}

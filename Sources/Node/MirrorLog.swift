@@ -1,0 +1,444 @@
+import CLinux
+import Format
+import Fuse
+import Journal
+import Logging
+import Replication
+import Ring
+import Tree
+
+/// The mirror's one order on this node: gathers changes into batches (primary) or takes them from the other node
+/// (follower), puts them into the journal, counts who holds what, answers the application and hands over to the plain
+/// files what is on every in-sync disk. Confined to the data thread.
+///
+/// ```
+///  append ─▶ open batch ─▶ close ─┬─▶ journal (this disk) ──▶ durable ─┐
+///                                 └─▶ recent ─▶ PeerLink ◀── ack ──────┴─▶ PrimaryLog.levels
+///  follower: receive ─▶ journal ─▶ ack                                       │
+///                                                     answers ◀──────────────┤
+///                                     plain files (Applier) ◀── committed ───┘
+/// ```
+final class MirrorLog {
+    enum Role: Sendable, Equatable {
+        /// Neither gives out seqs nor follows anyone.
+        case idle
+        case following
+        case primary
+    }
+
+    /// Batches of this node whose own journal write has not finished: a lone write is shipped at once, a crowd shares
+    /// the next flush. Two keep the disk busy while the next one is gathered.
+    static let journalWritesInFlight = 2
+    /// Batches kept in memory for a follower that is being brought up to date; beyond this it reads from the journal.
+    static let recentBytesForCatchUp = 16 << 20
+
+    let node: NodeID
+    let reactor: Reactor
+    let journal: Journal
+    let applier: Applier
+    let arena: Arena
+    let logger: Logger
+    let strict: Bool
+
+    private(set) var role = Role.idle
+    private(set) var epoch: Epoch
+    private(set) var core: PrimaryLog
+    private(set) var lastChain: UInt64
+    /// On every in-sync disk, as far as this node knows.
+    private(set) var committed: Seq
+    private(set) var applied: Seq
+    private var open = OpenBatch()
+    private var journalWrites = 0
+    /// Accepted batches that have not gone to the plain files.
+    private var unapplied: [Batch] = []
+    /// Batches for the follower, oldest first.
+    private(set) var recent: [Batch] = []
+    private var recentBytes = 0
+
+    private var memoryWaiters = SeqQueue<(AckOutcome) -> Void>()
+    private var diskWaiters = SeqQueue<(AckOutcome) -> Void>()
+    private var applyWaiters: [Seq: [(AckOutcome) -> Void]] = [:]
+    /// Records whose application finished while the lease was out: answered when it returns.
+    private var appliedWhileHeld: [(AckOutcome) -> Void] = []
+    /// The moment (boot clock, ns) until which this node may answer. Checked before every answer: a process that slept
+    /// past it finds acknowledgements in its sockets and must not pass them on.
+    private var leaseUntil: UInt64 = 0
+    private var fileIDs = FileIDAllocator(epoch: .none)
+    private(set) var statistics = LogStatistics()
+    /// Free bytes of this node's backing file system, less what has been logged since they were asked for.
+    private var freeSpace: Int64 = 0
+    var peerFreeSpace: UInt64?
+
+    // Set by the data plane.
+    var onRoom: (() -> Void)?
+    /// A batch was closed: the peer link may send.
+    var onBatch: (() -> Void)?
+    /// Levels, durable or applied seq have moved.
+    var onProgress: (() -> Void)?
+    var onFailure: ((MirrorFailure) -> Void)?
+
+    init(
+        node: NodeID, reactor: Reactor, journal: Journal, applier: Applier, arena: Arena, strict: Bool,
+        committed: Seq, logger: Logger
+    ) {
+        self.node = node
+        self.reactor = reactor
+        self.journal = journal
+        self.applier = applier
+        self.arena = arena
+        self.strict = strict
+        self.logger = logger
+        self.committed = committed
+        applied = committed
+        epoch = journal.lastEpoch
+        lastChain = journal.lastChain
+        core = PrimaryLog(
+            node: node, last: journal.lastSeq, ownDurable: journal.durableSeq, committed: committed)
+        journal.onDurable = { [unowned self] seq in durableReached(seq) }
+        journal.onFailure = { [unowned self] error in onFailure?(.journal(error)) }
+        applier.onApplied = { [unowned self] seq in recordApplied(seq) }
+        applier.onLowWatermark = { [unowned self] seq in appliedReached(seq) }
+        applier.onFailure = { [unowned self] seq, error in onFailure?(.apply(seq, "\(error)")) }
+        reactor.beforeSleep { [unowned self] in ship() }
+    }
+
+    // MARK: - Roles
+
+    /// Begins a life as primary in `newEpoch`: the first record says so. Everything this node holds must be on its disk
+    /// already (inherited records are durable before the epoch that builds on them).
+    func becomePrimary(epoch newEpoch: Epoch, inSync: NodeSet, rules: [AckRule], strictlyAfter now: Int64) {
+        precondition(core.ownDiskIsComplete, "inherited records are not on disk")
+        precondition(newEpoch > journal.lastEpoch, "an epoch is used once")
+        let follower = core.follower
+        role = .primary
+        epoch = newEpoch
+        core = PrimaryLog(node: node, last: core.last, ownDurable: core.ownDurable, committed: committed)
+        if let follower { core.followerStarted(at: follower.durable) }
+        core.setRules(rules)
+        fileIDs = FileIDAllocator(epoch: newEpoch)
+        _ = append(.epochStart(epoch: newEpoch, primary: node, inSync: inSync), time: now)
+        ship(force: true)
+        progress()
+    }
+
+    /// A shrink while serving: the records so far keep the old epoch, an epoch-start record opens the new one.
+    func changeEpoch(to newEpoch: Epoch, inSync: NodeSet) {
+        precondition(role == .primary && newEpoch > epoch, "an epoch is used once")
+        if !open.isEmpty { ship(force: true) }
+        epoch = newEpoch
+        fileIDs = FileIDAllocator(epoch: newEpoch)
+        _ = append(.epochStart(epoch: newEpoch, primary: node, inSync: inSync), time: wallClock())
+        ship(force: true)
+    }
+
+    func setRules(_ rules: [AckRule]) {
+        core.setRules(rules)
+        progress()
+    }
+
+    /// Stops giving out seqs. Whatever waits for an answer gets `errno`: the other side serves, or the mount is gone.
+    func leavePrimary(failing errno: Int32) {
+        guard role == .primary else { return }
+        if !open.isEmpty { ship(force: true) }
+        role = .idle
+        core.setRules([])
+        leaseUntil = 0
+        recent.removeAll()
+        recentBytes = 0
+        let waiting =
+            memoryWaiters.removeAll() + diskWaiters.removeAll() + applyWaiters.values.flatMap { $0 } + appliedWhileHeld
+        applyWaiters.removeAll()
+        appliedWhileHeld.removeAll()
+        for handler in waiting { handler(.failed(errno)) }
+    }
+
+    func follow() {
+        precondition(role != .primary, "a primary does not follow")
+        role = .following
+    }
+
+    func setLease(until moment: UInt64) {
+        leaseUntil = moment
+        progress()
+    }
+
+    // MARK: - The follower's side
+
+    /// Takes a batch from the source: it must continue this log exactly.
+    func receive(_ batch: Batch) throws(MirrorFailure) {
+        precondition(role == .following, "batches come to a follower")
+        guard batch.firstSeq == core.last.next, batch.header.previousChain == lastChain,
+            batch.header.epoch >= journal.lastEpoch
+        else {
+            throw .protocolViolation(
+                "batch \(batch.firstSeq) (epoch \(batch.header.epoch)) does not continue the log, which ends at "
+                    + "\(core.last) (epoch \(journal.lastEpoch))")
+        }
+        take(batch)
+        noteCommitted(batch.header.committedSeq)
+    }
+
+    /// The source says that everything up to `seq` is on every in-sync disk.
+    func noteCommitted(_ seq: Seq) {
+        guard role == .following, seq > committed else { return }
+        committed = seq
+        handOver()
+    }
+
+    /// Forgets everything above `seq`; only what was never committed may go. The journal has made the cut durable.
+    func wasCut(to seq: Seq, chain: UInt64) {
+        precondition(seq >= committed, "a committed record is never cut")
+        core = PrimaryLog(node: node, last: seq, ownDurable: seq, committed: committed)
+        lastChain = chain
+        unapplied.removeAll { $0.lastSeq > seq }
+        recent.removeAll()
+        recentBytes = 0
+    }
+
+    /// The log begins anew at `seq` (a full comparison follows).
+    func wasReset(to seq: Seq, chain: UInt64) {
+        core = PrimaryLog(node: node, last: seq, ownDurable: seq, committed: seq)
+        lastChain = chain
+        committed = seq
+        applied = seq
+        unapplied.removeAll()
+        recent.removeAll()
+        recentBytes = 0
+    }
+
+    /// Batches read back at the start: on this disk, not known to be committed.
+    func adoptTail(_ batches: [Batch]) { unapplied.append(contentsOf: batches) }
+
+    // MARK: - Gathering and shipping
+
+    private func take(_ batch: Batch) {
+        core.appended(through: batch.lastSeq)
+        lastChain = batch.header.chain
+        unapplied.append(batch)
+        statistics.note(batch)
+        journalWrites += 1
+        journal.append(batch)
+    }
+
+    /// Closes the open batch if the way is free. Runs at the end of every turn of the loop.
+    private func ship(force: Bool = false) {
+        guard role == .primary, !open.isEmpty else { return }
+        guard force || journalWrites < MirrorLog.journalWritesInFlight || open.isFull else { return }
+        let batch = open.close(
+            arena: arena, epoch: epoch, mirror: journal.mirror, firstSeq: core.last.next, previousChain: lastChain,
+            committedSeq: committed, closedAt: wallClock())
+        take(batch)
+        if core.follower != nil {
+            recent.append(batch)
+            recentBytes += batch.header.diskLength
+            trimRecent()
+        }
+        onBatch?()
+    }
+
+    /// Drops what the follower has been sent, and, while it is only catching up, what it can read from the journal.
+    func trimRecent() {
+        guard let follower = core.follower else {
+            recent.removeAll()
+            recentBytes = 0
+            return
+        }
+        var count = 0
+        for batch in recent {
+            let isSent = batch.lastSeq <= follower.sent
+            let canBeReadBack = recentBytes > MirrorLog.recentBytesForCatchUp && batch.lastSeq <= core.ownDurable
+            guard isSent || canBeReadBack else { break }
+            recentBytes -= batch.header.diskLength
+            count += 1
+        }
+        if count > 0 { recent.removeFirst(count) }
+    }
+
+    // MARK: - Progress
+
+    private func durableReached(_ seq: Seq) {
+        journalWrites = journal.writesInFlight
+        guard seq > core.ownDurable, seq <= core.last else { return }
+        core.durable(through: seq)
+        progress()
+        ship()
+    }
+
+    func acknowledged(_ acknowledgement: Acknowledgement) throws(AckError) {
+        try core.acknowledged(
+            received: acknowledgement.received, durable: acknowledgement.durable, applied: acknowledgement.applied)
+        peerFreeSpace = acknowledgement.freeSpaceBytes
+        progress()
+    }
+
+    func followerStarted(at seq: Seq) {
+        core.followerStarted(at: seq)
+        progress()
+    }
+    func followerLost() {
+        core.followerLost()
+        peerFreeSpace = nil
+        trimRecent()
+    }
+    func sent(through seq: Seq) { core.sent(through: seq) }
+
+    private func progress() {
+        if role == .primary {
+            if core.levels.disk > committed { committed = core.levels.disk }
+            handOver()
+            answer()
+        }
+        onProgress?()
+    }
+
+    private func handOver() {
+        var count = 0
+        for batch in unapplied {
+            // Nothing reaches the plain files before it is on every in-sync disk, this one included.
+            guard batch.lastSeq <= committed, batch.lastSeq <= core.ownDurable else { break }
+            applier.submit(batch)
+            count += 1
+        }
+        if count > 0 { unapplied.removeFirst(count) }
+    }
+
+    var mayAnswer: Bool { role == .primary && reactor.now < leaseUntil }
+
+    private func answer() {
+        guard mayAnswer else { return }
+        while let handler = diskWaiters.next(through: core.levels.disk) { handler(.done) }
+        while let handler = memoryWaiters.next(through: core.levels.memory) { handler(.done) }
+        if !appliedWhileHeld.isEmpty {
+            let ready = appliedWhileHeld
+            appliedWhileHeld.removeAll()
+            for handler in ready { handler(.done) }
+        }
+    }
+
+    private func recordApplied(_ seq: Seq) {
+        guard let handlers = applyWaiters.removeValue(forKey: seq) else { return }
+        guard mayAnswer else {
+            appliedWhileHeld.append(contentsOf: handlers)
+            return
+        }
+        for handler in handlers { handler(.done) }
+    }
+
+    private func appliedReached(_ seq: Seq) {
+        guard seq > applied else { return }
+        applied = seq
+        onProgress?()
+        onRoom?()
+    }
+
+    // MARK: - Space
+
+    func setFreeSpace(_ bytes: Int64) { freeSpace = bytes }
+
+    /// Space kept free on both nodes: an apply must not fail for want of it.
+    static let reservedSpaceBytes: Int64 = 64 << 20
+}
+
+extension MirrorLog: ChangeLog {
+    func payloadPlace() -> UnsafeMutableRawPointer? {
+        let longest = RecordLimits.payloadBytes
+        if open.isFull { ship(force: true) }
+        guard journal.canAppend(BatchLimits.diskBytes) else { return nil }
+        if let place = unsafe open.payloadPlace(bytes: longest, in: arena) { return unsafe place }
+        // The end of the arena: what is gathered goes, the next batch begins at its start.
+        guard !open.isEmpty else { return nil }
+        ship(force: true)
+        return unsafe open.payloadPlace(bytes: longest, in: arena)
+    }
+
+    func appendWrite(file: FileID, offset: UInt64, length: Int, time: Int64) -> Seq {
+        precondition(role == .primary, "only a primary gives out seqs")
+        open.addWrite(file: file, offset: offset, length: length, time: time)
+        freeSpace -= Int64(length)
+        return core.last + open.count
+    }
+
+    func append(_ body: RecordBody, time: Int64) -> Seq {
+        precondition(role == .primary, "only a primary gives out seqs")
+        if open.isFull { ship(force: true) }
+        open.add(body, time: time)
+        return core.last + open.count
+    }
+
+    /// Adds a record of a resynchronisation: a copy of what this node already has.
+    func appendImage(_ body: RecordBody, time: Int64) -> Seq {
+        precondition(role == .primary, "only a primary gives out seqs")
+        if open.isFull { ship(force: true) }
+        open.add(body, time: time, isImage: true)
+        return core.last + open.count
+    }
+
+    /// Adds image data; nil when memory is used up for now.
+    func appendImageWrite(file: FileID, offset: UInt64, bytes: UnsafeRawBufferPointer, time: Int64) -> Seq? {
+        precondition(bytes.count <= RecordLimits.payloadBytes, "an image write is one payload")
+        guard let place = unsafe payloadPlace() else { return nil }
+        unsafe place.copyMemory(from: bytes.baseAddress!, byteCount: bytes.count)
+        open.addWrite(file: file, offset: offset, length: bytes.count, time: time, isImage: true)
+        return core.last + open.count
+    }
+
+    func when(_ seq: Seq, _ level: AckLevel, _ handler: @escaping (AckOutcome) -> Void) {
+        guard role == .primary else { return handler(.failed(EIO)) }
+        switch level {
+        case .write where !strict:
+            if mayAnswer && seq <= core.levels.memory { return handler(.done) }
+            memoryWaiters.insert(handler, at: seq)
+        case .write, .sync:
+            if mayAnswer && seq <= core.levels.disk { return handler(.done) }
+            diskWaiters.insert(handler, at: seq)
+        case .applied:
+            if mayAnswer && seq <= applied { return handler(.done) }
+            applyWaiters[seq, default: []].append(handler)
+        }
+    }
+
+    /// The last seq given out, those of the open batch included.
+    var lastSeq: Seq { core.last + open.count }
+
+    func allocateFileID() -> FileID { fileIDs.next() }
+    func wallClock() -> Int64 { clinux_realtime_ns() }
+
+    func spaceFor(bytes: Int) -> Int32? {
+        if freeSpace - Int64(bytes) < MirrorLog.reservedSpaceBytes { return ENOSPC }
+        if let peerFreeSpace, peerFreeSpace < UInt64(bytes) + UInt64(MirrorLog.reservedSpaceBytes) { return ENOSPC }
+        return nil
+    }
+}
+
+/// Counters since the process started, for `lockstep status` and the benchmarks.
+struct LogStatistics: Sendable {
+    var batches: UInt64 = 0
+    var records: UInt64 = 0
+    var payloadBytes: UInt64 = 0
+    /// Batches by number of records: 1, 2, 3-4, 5-8, ... (powers of two).
+    var batchesBySize = [UInt64](repeating: 0, count: 14)
+
+    mutating func note(_ batch: Batch) {
+        batches += 1
+        records += UInt64(batch.records.count)
+        for record in batch.records { payloadBytes += UInt64(record.payload.length) }
+        var bucket = 0
+        while 1 << bucket < batch.records.count, bucket < batchesBySize.count - 1 { bucket += 1 }
+        batchesBySize[bucket] += 1
+    }
+}
+
+/// Why a node can no longer take part as it did.
+enum MirrorFailure: Error, CustomStringConvertible {
+    case journal(JournalError)
+    case apply(Seq, String)
+    case protocolViolation(String)
+
+    var description: String {
+        switch self {
+        case .journal(let error): "journal: \(error)"
+        case .apply(let seq, let text): "record \(seq) cannot be applied to the plain files: \(text)"
+        case .protocolViolation(let text): text
+        }
+    }
+}

@@ -1,0 +1,107 @@
+import Foundation
+
+/// What `lockstep status` tells. The keys are stable; docs/operations.md describes them.
+public struct NodeStatus: Codable, Sendable {
+    public struct Peer: Codable, Sendable {
+        public var name: String
+        /// The data connection stands.
+        public var connected: Bool
+        /// `disconnected`, `greeting`, `cutting`, `streaming`, `comparing`, `awaitingCut`, `following`, `refused`, `waiting`.
+        public var stage: String
+        /// Records the follower does not have on disk; nil when unknown.
+        public var behindRecords: UInt64?
+        /// Seconds until it has caught up, at the present rate; nil when unknown.
+        public var remainingSeconds: Double?
+        public var sentBytes: UInt64
+        public var receivedBytes: UInt64
+        public var refusedMessages: UInt64
+    }
+    public struct Witness: Codable, Sendable {
+        public var address: String
+        /// `unknown`, `answering`, `silent`, `empty`, `nameTaken`.
+        public var state: String
+        public var silentSeconds: Double?
+    }
+    public struct Address: Codable, Sendable {
+        public var address: String
+        public var held: Bool
+    }
+    public struct Log: Codable, Sendable {
+        public var engine: String
+        public var lastSeq: UInt64
+        public var durableSeq: UInt64
+        public var committedSeq: UInt64
+        public var appliedSeq: UInt64
+        public var checkpointSeq: UInt64
+        public var oldestSeq: UInt64
+        public var journalFreeBytes: UInt64
+        public var batches: UInt64
+        public var records: UInt64
+        public var payloadBytes: UInt64
+        /// Batches of 1, 2, 3-4, 5-8, ... records.
+        public var batchesBySize: [UInt64]
+    }
+    /// How the other node was last brought back.
+    public struct Resync: Codable, Sendable {
+        /// `journal` or `comparison`.
+        public var kind: String
+        public var running: Bool
+        /// Payload bytes written while the other node was away.
+        public var changedBytes: UInt64
+        /// Bytes sent to bring it back.
+        public var sentBytes: UInt64
+        public var seconds: Double
+        public var phase: String
+        public var bytesDone: UInt64
+        public var bytesTotal: UInt64
+    }
+    public struct Takeover: Codable, Sendable {
+        /// ISO 8601.
+        public var time: String
+        public var epoch: UInt32
+        public var reason: String
+    }
+
+    public var mirror: String
+    public var mirrorID: String
+    public var node: String
+    /// `STOP`, `WAIT`, `ALONE`, `PRIM`, `SECOND`, `FROZEN`.
+    public var role: String
+    /// `red`, `orange`, `green`.
+    public var color: String
+    /// A machine-readable word; `none` when all is well.
+    public var reason: String
+    /// A sentence for people.
+    public var explanation: String
+    public var sinceSeconds: Double
+    /// Both nodes hold every acknowledged write.
+    public var inSync: Bool
+    public var inSyncNodes: [String]
+    public var primary: String?
+    public var epoch: UInt32
+    public var decision: UInt64
+    public var mode: String
+    public var path: String
+    public var leaseRemainingMilliseconds: Int?
+    public var peer: Peer
+    public var witness: Witness
+    public var addresses: [Address]
+    /// `none`, `starting`, `running`, `failed`, `stopping`, `stopped`, `frozen`.
+    public var application: String
+    public var applicationMessage: String
+    public var log: Log?
+    public var resync: Resync?
+    public var lastTakeover: Takeover?
+    /// Statements that stay for good: what may be missing, and since when.
+    public var statements: [String]
+    /// What is broken on this node, and what to do; empty when nothing is.
+    public var problem: String
+    public var residentBytes: UInt64
+    public var processID: Int32
+
+    public func json() throws -> Data {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+        return try encoder.encode(self)
+    }
+}

@@ -1,0 +1,458 @@
+import Format
+import Journal
+import Logging
+import Replication
+import Ring
+
+/// What the peer link needs of a connection; `Transport` provides it, tests provide a pipe.
+protocol DataConnection: AnyObject {
+    func send(_ message: DataMessage)
+    func send(_ batch: Batch)
+    /// Bytes accepted for sending that the kernel has not taken.
+    var queuedBytes: Int { get }
+    func close(_ reason: String)
+}
+
+/// The data connection to the other node: who sends, from where, and how far the other one is. Confined to the data
+/// thread.
+///
+/// ```
+///                 connected          both log states known
+///  disconnected ────────────▶ greeting ───────┬─────────────▶ awaitingCut ── cut ──▶ following
+///        ▲                                    ├─ source ────▶ cutting ─ cutDone ──▶ streaming
+///        │ lost, or a protocol violation      ├─ compare ───▶ comparing (Resynchronisation) ─▶ streaming
+///        └─────────────────────────────       └─ refuse ────▶ refused (an administrator is needed)
+/// ```
+///
+/// A new log state from either side (a node begins to serve, or stops) leads back to the fork. If a process dies at any
+/// arrow, the next connection starts at the top with what the disks hold: nothing sent on an old connection counts.
+final class PeerLink {
+    enum Stage: Equatable, Sendable {
+        case disconnected
+        case greeting
+        case cutting(Seq)
+        case streaming
+        case comparing
+        case awaitingCut
+        case following
+        case refused(RefusalReason)
+        /// The plan cannot be carried out until this node serves, or learns that it does not.
+        case waiting
+    }
+
+    /// Bytes on their way to the follower beyond which the link waits.
+    static let sendWindowBytes = 8 << 20
+    static let heartbeatMilliseconds = 100
+    /// Without a word from the follower for so long, the link counts as silent.
+    static let silenceNanoseconds: UInt64 = 500_000_000
+    /// A follower that has received a batch and not written it for so long has a disk that hangs.
+    static let stallNanoseconds: UInt64 = 5_000_000_000
+    static let journalReadBytes = 4 << 20
+
+    let node: NodeID
+    let log: MirrorLog
+    let reader: JournalReader
+    let workers: WorkerPool
+    let logger: Logger
+
+    private(set) var stage = Stage.disconnected
+    private(set) var connection: (any DataConnection)?
+    private var theirs: LogState?
+    private var lastHeard: UInt64 = 0
+    private var durableProgress: (seq: Seq, at: UInt64) = (.zero, 0)
+    private var readingJournal = false
+    /// Answers of asynchronous work of an earlier connection are ignored.
+    private var generation: UInt64 = 0
+    private var lastAcknowledgement: Acknowledgement?
+    private var lastCommitSent = Seq.zero
+    private var mergeTarget: Seq?
+    private(set) var sentBytes: UInt64 = 0
+    private(set) var receivedBytes: UInt64 = 0
+    /// Messages of an old session or for another role, refused.
+    private(set) var refusedMessages: UInt64 = 0
+    private(set) var isIncomplete: Bool
+
+    /// What the control side knows of decisions, for the log state.
+    var decision: (decision: Decision?, ballot: [UInt64]) = (nil, [])
+    var freeSpaceBytes: UInt64 = .max
+
+    // Set by the data plane.
+    var onMerged: (() -> Void)?
+    var onFollows: ((Epoch) -> Void)?
+    var onSilent: ((_ failed: Bool) -> Void)?
+    var onBack: (() -> Void)?
+    var onCompare: ((ComparisonReason) -> Void)?
+    var onResyncStart: ((UInt64, Seq, UInt64, [EpochStart]) -> Void)?
+    var onResyncMessage: ((DataMessage) -> Void)?
+    var onRefused: ((RefusalReason) -> Void)?
+    private(set) var isSilent = true
+
+    init(
+        node: NodeID, log: MirrorLog, reader: JournalReader, workers: WorkerPool, isIncomplete: Bool, logger: Logger
+    ) {
+        self.node = node
+        self.log = log
+        self.reader = reader
+        self.workers = workers
+        self.isIncomplete = isIncomplete
+        self.logger = logger
+        log.reactor.beforeSleep { [unowned self] in
+            acknowledge(heartbeat: false)
+            sendCommit(heartbeat: false)
+        }
+    }
+
+    // MARK: - Connection
+
+    func connected(_ new: any DataConnection) {
+        if let old = connection { old.close("replaced by a newer connection") }
+        reset()
+        connection = new
+        stage = .greeting
+        lastHeard = log.reactor.now
+        new.send(.logState(state))
+    }
+
+    func disconnected(_ gone: any DataConnection) {
+        guard gone === connection else { return }
+        reset()
+        checkSilence()
+    }
+
+    private func reset() {
+        generation += 1
+        connection = nil
+        theirs = nil
+        stage = .disconnected
+        readingJournal = false
+        lastAcknowledgement = nil
+        lastCommitSent = .zero
+        mergeTarget = nil
+        log.followerLost()
+    }
+
+    private func fail(_ reason: String) {
+        logger.error("data connection closed: \(reason)")
+        let old = connection
+        reset()
+        old?.close(reason)
+        checkSilence()
+    }
+
+    var state: LogState {
+        LogState(
+            isServing: log.role == .primary, isIncomplete: isIncomplete, decision: decision.decision,
+            ballot: decision.ballot, lastSeq: log.core.last, lastChain: log.lastChain,
+            durableSeq: log.core.ownDurable, committedSeq: log.committed, oldestSeq: log.journal.oldestSeq,
+            epochs: log.journal.epochs.starts)
+    }
+
+    /// This node's log has changed meaning (it serves now, or no longer): tell, and plan anew.
+    func announce() {
+        guard let connection else { return }
+        connection.send(.logState(state))
+        if theirs != nil { plan() }
+    }
+
+    func setIncomplete(_ value: Bool) { isIncomplete = value }
+
+    // MARK: - Planning
+
+    private func plan() {
+        guard let theirs else { return }
+        generation += 1
+        readingJournal = false
+        log.followerLost()
+        lastAcknowledgement = nil
+        let plan = SyncPlan.make(me: node, mine: state, theirs: theirs)
+        logger.debug("data session planned", metadata: ["plan": "\(plan)"])
+        switch plan {
+        case .source(let common): beginCut(at: common)
+        case .compare(let reason): beginComparison(reason)
+        case .follow:
+            guard log.role != .primary else {
+                stage = .waiting
+                return
+            }
+            log.follow()
+            mergeTarget = theirs.lastSeq
+            stage = .awaitingCut
+        case .refuse(let reason):
+            stage = .refused(reason)
+            onRefused?(reason)
+        }
+    }
+
+    private func beginCut(at common: Seq) {
+        stage = .cutting(common)
+        if common == log.core.last {
+            connection?.send(.cut(seq: common, chain: log.lastChain))
+            return
+        }
+        guard let chain = chain(at: common) else {
+            return beginComparison(.journalTooShort(common: common, oldest: log.journal.oldestSeq))
+        }
+        connection?.send(.cut(seq: common, chain: chain))
+    }
+
+    private func beginComparison(_ reason: ComparisonReason) {
+        guard log.role == .primary else {
+            // Only a primary can compare: images get their place in its order.
+            stage = .waiting
+            return
+        }
+        stage = .comparing
+        onCompare?(reason)
+    }
+
+    /// The chain value behind `seq`; nil when the journal no longer holds it.
+    private func chain(at seq: Seq) -> UInt64? {
+        if seq == log.core.last { return log.lastChain }
+        return seq == .zero ? 0 : log.journal.chain(at: seq)
+    }
+
+    // MARK: - Messages
+
+    func received(_ message: DataMessage) {
+        heard()
+        switch message {
+        case .logState(let state):
+            theirs = state
+            plan()
+        case .cut(let seq, let chain): cut(to: seq, chain: chain)
+        case .cutDone(let seq):
+            guard stage == .cutting(seq) else { return refuse() }
+            startStreaming(from: seq)
+        case .cutRefused(let seq):
+            guard stage == .cutting(seq) else { return refuse() }
+            logger.warning("the other log differs at record \(seq) although its epochs agree: comparing the files")
+            beginComparison(.otherHistory(common: seq, applied: seq))
+        case .acknowledgement(let acknowledgement): acknowledged(acknowledgement)
+        case .commit(let seq):
+            guard stage == .following else { return refuse() }
+            log.noteCommitted(seq)
+        case .resyncStart(let number, let base, let chain, let epochs):
+            guard stage == .awaitingCut || stage == .following else { return refuse() }
+            stage = .comparing
+            onResyncStart?(number, base, chain, epochs)
+        case .resyncReady, .probe, .probeAnswer: onResyncMessage?(message)
+        }
+    }
+
+    func received(_ batch: Batch) {
+        heard()
+        receivedBytes += UInt64(batch.wireLength)
+        guard stage == .following else { return refuse() }
+        do {
+            try log.receive(batch)
+        } catch {
+            fail("\(error)")
+        }
+    }
+
+    private func refuse() { refusedMessages += 1 }
+
+    private func heard() {
+        lastHeard = log.reactor.now
+    }
+
+    // MARK: - Follower
+
+    private func cut(to seq: Seq, chain: UInt64) {
+        guard stage == .awaitingCut, let connection else { return refuse() }
+        guard seq <= log.core.last, seq >= log.committed else {
+            return fail("told to cut to record \(seq), but \(log.committed) to \(log.core.last) is what may be cut")
+        }
+        guard self.chain(at: seq) == chain else {
+            connection.send(.cutRefused(seq: seq))
+            return
+        }
+        let expected = generation
+        let done = { [self] in
+            guard expected == generation else { return }
+            stage = .following
+            connection.send(.cutDone(seq: seq))
+            checkMerged()
+        }
+        guard seq < log.core.last else { return whenDurable(seq, expected, done) }
+        logger.notice("cutting unconfirmed records \(seq.next) to \(log.core.last)")
+        do {
+            try log.journal.cut(to: seq) { [self] in
+                log.wasCut(to: seq, chain: chain)
+                done()
+            }
+        } catch {
+            fail("cannot cut the journal to record \(seq): \(error)")
+        }
+    }
+
+    /// The follower's log begins at `seq`; used by a resynchronisation.
+    func continueAsFollower() {
+        stage = .following
+    }
+
+    private var durableWaiter: (seq: Seq, generation: UInt64, work: () -> Void)?
+
+    private func whenDurable(_ seq: Seq, _ expected: UInt64, _ work: @escaping () -> Void) {
+        if log.core.ownDurable >= seq { return work() }
+        durableWaiter = (seq, expected, work)
+    }
+
+    private func acknowledge(heartbeat: Bool) {
+        guard stage == .following, let connection else { return }
+        let acknowledgement = Acknowledgement(
+            received: log.core.last, durable: log.core.ownDurable, applied: min(log.applied, log.core.ownDurable),
+            freeJournalBytes: UInt64(log.journal.freeBytes), freeSpaceBytes: freeSpaceBytes)
+        if !heartbeat, let last = lastAcknowledgement, last.received == acknowledgement.received,
+            last.durable == acknowledgement.durable
+        {
+            return
+        }
+        lastAcknowledgement = acknowledgement
+        connection.send(.acknowledgement(acknowledgement))
+    }
+
+    // MARK: - Source
+
+    func startStreaming(from seq: Seq) {
+        stage = .streaming
+        log.followerStarted(at: seq)
+        durableProgress = (seq, log.reactor.now)
+        if log.role == .primary { onFollows?(log.epoch) }
+        checkSilence()
+        pump()
+        checkMerged()
+    }
+
+    private var peerFreeJournalBytes: UInt64 = .max
+
+    private func acknowledged(_ acknowledgement: Acknowledgement) {
+        guard stage == .streaming else { return refuse() }
+        peerFreeJournalBytes = acknowledgement.freeJournalBytes
+        if acknowledgement.durable > durableProgress.seq || acknowledgement.durable == acknowledgement.received {
+            durableProgress = (acknowledgement.durable, log.reactor.now)
+        }
+        do {
+            try log.acknowledged(acknowledgement)
+        } catch {
+            return fail("impossible acknowledgement: \(error)")
+        }
+        checkSilence()
+        checkMerged()
+        pump()
+    }
+
+    /// Sends what the follower lacks: from memory if it is there, else from the journal.
+    func pump() {
+        guard stage == .streaming, let connection, !readingJournal else { return }
+        while let follower = log.core.follower, follower.sent < log.core.last {
+            guard connection.queuedBytes < PeerLink.sendWindowBytes else { return }
+            let next = follower.sent.next
+            if let index = log.recent.firstIndex(where: { $0.firstSeq >= next }), log.recent[index].firstSeq == next {
+                send(log.recent[index], on: connection)
+                continue
+            }
+            // Records that are still in neither place are on their way to the own disk.
+            guard next <= log.core.ownDurable else { return }
+            return readFromJournal(next)
+        }
+        log.trimRecent()
+    }
+
+    private func send(_ batch: Batch, on connection: any DataConnection) {
+        connection.send(batch)
+        sentBytes += UInt64(batch.wireLength)
+        log.sent(through: batch.lastSeq)
+        lastCommitSent = max(lastCommitSent, batch.header.committedSeq)
+    }
+
+    private func readFromJournal(_ seq: Seq) {
+        guard let plan = log.journal.plan(from: seq, limitBytes: PeerLink.journalReadBytes) else {
+            logger.notice("the journal no longer reaches back to record \(seq)")
+            log.followerLost()
+            return beginComparison(.journalTooShort(common: seq.previous, oldest: log.journal.oldestSeq))
+        }
+        readingJournal = true
+        let expected = generation
+        let reader = reader
+        let bound = ThreadBound({ [self] (result: Result<[Batch], JournalError>) in
+            guard expected == generation else { return }
+            readingJournal = false
+            switch result {
+            case .success(let batches):
+                guard let connection else { return }
+                for batch in batches where batch.firstSeq == log.core.follower?.sent.next {
+                    send(batch, on: connection)
+                }
+                pump()
+            case .failure(let error) where error.code == .gone:
+                // Overwritten while it was read: the next plan says so.
+                pump()
+            case .failure(let error): fail("cannot read record \(seq) from the journal: \(error)")
+            }
+        })
+        let handle = log.reactor.handle
+        workers.submit {
+            let result = Result { () throws(JournalError) in try reader.read(plan) }
+            _ = handle.post { bound.value(result) }
+        }
+    }
+
+    private func sendCommit(heartbeat: Bool) {
+        guard stage == .streaming, let connection, let follower = log.core.follower else { return }
+        // Otherwise the follower would never apply the last batch before a pause.
+        let seq = min(log.committed, follower.sent)
+        guard heartbeat || seq > lastCommitSent else { return }
+        lastCommitSent = seq
+        connection.send(.commit(seq: seq))
+    }
+
+    // MARK: - Time and progress
+
+    /// Every `heartbeatMilliseconds`.
+    func tick() {
+        acknowledge(heartbeat: true)
+        sendCommit(heartbeat: true)
+        checkSilence()
+        pump()
+    }
+
+    /// The log has moved: batches may be sent, waiting steps may go on.
+    func progressed() {
+        if let waiter = durableWaiter, log.core.ownDurable >= waiter.seq {
+            durableWaiter = nil
+            if waiter.generation == generation { waiter.work() }
+        }
+        checkMerged()
+    }
+
+    private func checkSilence() {
+        let now = log.reactor.now
+        let hasFollower = stage == .streaming
+        let silent = !hasFollower || now - lastHeard > PeerLink.silenceNanoseconds
+        let stalled = hasFollower && now > durableProgress.at + PeerLink.stallNanoseconds
+        if silent || stalled {
+            // Said again and again: the control side counts from the first time.
+            onSilent?(stalled && !silent)
+            isSilent = true
+        } else if isSilent {
+            isSilent = false
+            onBack?()
+        }
+    }
+
+    private func checkMerged() {
+        switch stage {
+        case .following:
+            if let target = mergeTarget, log.core.ownDurable >= target, log.core.last >= target {
+                mergeTarget = nil
+                onMerged?()
+            }
+        case .streaming where log.role != .primary:
+            if let follower = log.core.follower, follower.durable == log.core.last, log.core.ownDiskIsComplete {
+                onMerged?()
+            }
+        default: break
+        }
+    }
+}

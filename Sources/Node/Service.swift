@@ -1,0 +1,182 @@
+import Configuration
+import Format
+import Logging
+import Ring
+import Takeover
+
+/// The virtual addresses and the application on this node: raised when the directory is open and the lease runs, gone
+/// or frozen when not. Orders come from the control thread; scripts run on a thread of their own, in order.
+///
+/// If the process dies anywhere here, the kernel drops the addresses with their lifetime, and the next start kills what
+/// is left in the control group before it starts anything.
+final class Service: Sendable {
+    enum ApplicationState: String, Sendable, Codable {
+        case none, starting, running, failed, stopping, stopped, frozen
+    }
+
+    let addresses: AddressManager
+    let announcer: Announcer
+    let application: Application?
+    private let scripts: WorkerPool
+    /// Killing must not wait behind a start script that hangs.
+    private let killer: WorkerPool
+    private let control: ReactorHandle
+    private let logger: Logger
+    private let onState: @Sendable (ApplicationState, String) -> Void
+    private let onCheckFailed: @Sendable (String) -> Void
+
+    init(
+        configuration: MirrorConfiguration, node: NodeID, control: ReactorHandle, logger: Logger,
+        onState: @escaping @Sendable (ApplicationState, String) -> Void,
+        onCheckFailed: @escaping @Sendable (String) -> Void
+    ) throws {
+        let own = try configuration.addresses.map { try ServiceAddress($0.text, interface: $0.interface(on: node)) }
+        addresses = try AddressManager(addresses: own, logger: logger)
+        announcer = try Announcer(addresses: own, logger: logger)
+        application = try configuration.application.map { application in
+            var settings = ApplicationSettings(
+                mirror: configuration.name, node: configuration.node(node).name, path: configuration.path,
+                addresses: configuration.addresses.map { "\($0.address)" },
+                start: ApplicationCommand(application.start.executable, application.start.arguments))
+            settings.stop = application.stop.map { ApplicationCommand($0.executable, $0.arguments) }
+            settings.check = application.check.map { ApplicationCommand($0.executable, $0.arguments) }
+            settings.startTimeoutMilliseconds = application.startTimeoutSeconds * 1000
+            settings.stopTimeoutMilliseconds = application.stopTimeoutSeconds * 1000
+            settings.checkIntervalMilliseconds = application.checkIntervalSeconds * 1000
+            settings.checkTimeoutMilliseconds = application.checkTimeoutSeconds * 1000
+            settings.checkFailuresMaximum = application.checkFailuresMaximum
+            settings.user = application.user
+            let group = try ControlGroup(
+                name: "\(configuration.name)-\(configuration.node(node).name)", logger: logger)
+            return Application(settings: settings, group: group, logger: logger)
+        }
+        scripts = try WorkerPool(threads: 1, name: "scripts")
+        killer = try WorkerPool(threads: 1, name: "killer")
+        self.control = control
+        self.logger = logger
+        self.onState = onState
+        self.onCheckFailed = onCheckFailed
+    }
+
+    /// Removes what an earlier life of this node left: addresses and processes.
+    func cleanUp() {
+        do {
+            _ = try addresses.removeLeftovers()
+            if let left = try application?.kill(), !left.isEmpty {
+                logger.error("processes of the application are stuck in the kernel and could not be killed: \(left)")
+            }
+        } catch {
+            logger.error("\(error)")
+        }
+    }
+
+    /// Runs the start script. The addresses are the caller's (`holdAddresses`).
+    func startApplication() {
+        guard let application else { return }
+        report(.starting)
+        scripts.submit { [self] in
+            do {
+                try application.start()
+                report(.running)
+                try application.startChecking { [onCheckFailed, control] text in
+                    _ = control.post { onCheckFailed(text) }
+                }
+            } catch {
+                logger.error("\(error)")
+                report(.failed, "\(error)")
+            }
+        }
+    }
+
+    /// Runs the stop script, kills what is left, then `done` on the control thread.
+    func stopApplication(_ done: @escaping @Sendable (_ isStopped: Bool) -> Void) {
+        guard let application else {
+            _ = control.post { done(true) }
+            return
+        }
+        report(.stopping)
+        scripts.submit { [self] in
+            var isStopped = false
+            do {
+                let end = try application.stop()
+                isStopped = end.left.isEmpty
+                report(isStopped ? .stopped : .failed, isStopped ? "" : "processes \(end.left) cannot be killed")
+            } catch {
+                logger.error("\(error)")
+                report(.failed, "\(error)")
+            }
+            _ = control.post { [isStopped] in done(isStopped) }
+        }
+    }
+
+    /// Kills the application at once, whatever its scripts are doing.
+    func killApplication() {
+        guard let application else { return }
+        killer.submit { [self] in
+            do {
+                let left = try application.kill()
+                report(.stopped, left.isEmpty ? "" : "processes \(left) are stuck in the kernel")
+            } catch {
+                logger.error("\(error)")
+                report(.failed, "\(error)")
+            }
+        }
+    }
+
+    func freezeApplication() {
+        guard let application else { return }
+        killer.submit { [self] in
+            do {
+                guard try application.isPopulated else { return }
+                if try !application.freeze() { logger.warning("the application is not frozen completely yet") }
+                report(.frozen)
+            } catch {
+                logger.error("\(error)")
+            }
+        }
+    }
+
+    func thawApplication() {
+        guard let application else { return }
+        killer.submit { [self] in
+            do {
+                try application.thaw()
+                if try application.isPopulated { report(.running) }
+            } catch {
+                logger.error("\(error)")
+            }
+        }
+    }
+
+    /// Raises the addresses, or renews them, until the end of the lease. Control thread; one system call when they are up.
+    /// - Returns: whether they are held now.
+    func holdAddresses(until leaseEnd: UInt64) -> Bool {
+        do {
+            switch try addresses.refresh(until: leaseEnd) {
+            case .lowered:
+                try addresses.raise(until: leaseEnd)
+                announcer.start()
+                logger.notice("virtual addresses are up: \(addresses.addresses.map(\.text).joined(separator: ", "))")
+            default: break
+            }
+            return true
+        } catch {
+            logger.error("\(error)")
+            return false
+        }
+    }
+
+    func dropAddresses() {
+        announcer.cancel()
+        do { try addresses.lower() } catch { logger.error("\(error)") }
+    }
+
+    func shutdown() {
+        scripts.shutdown()
+        killer.shutdown()
+    }
+
+    private func report(_ state: ApplicationState, _ text: String = "") {
+        _ = control.post { [onState] in onState(state, text) }
+    }
+}
