@@ -48,7 +48,8 @@ final class MirrorLog {
     private(set) var committed: Seq
     private(set) var applied: Seq
     private var open = OpenBatch()
-    private var journalWrites = 0
+    /// Accepted, with seqs, and waiting for room in the journal.
+    private var journalQueue: [Batch] = []
     /// Accepted batches that have not gone to the plain files.
     private var unapplied: [Batch] = []
     /// Batches for the follower, oldest first.
@@ -96,6 +97,7 @@ final class MirrorLog {
             node: node, last: journal.lastSeq, ownDurable: journal.durableSeq, committed: committed)
         journal.onDurable = { [unowned self] seq in durableReached(seq) }
         journal.onFailure = { [unowned self] error in onFailure?(.journal(error)) }
+        journal.onRoom = { [unowned self] in roomAppeared() }
         applier.onApplied = { [unowned self] seq in recordApplied(seq) }
         applier.onLowWatermark = { [unowned self] seq in appliedReached(seq) }
         applier.onFailure = { [unowned self] seq, error in onFailure?(.apply(seq, "\(error)")) }
@@ -216,14 +218,43 @@ final class MirrorLog {
         lastChain = batch.header.chain
         unapplied.append(batch)
         statistics.note(batch)
-        journalWrites += 1
-        journal.append(batch)
+        journalQueue.append(batch)
+        writeJournal()
     }
+
+    private func writeJournal() {
+        var count = 0
+        for batch in journalQueue {
+            // An epoch start may use the reserve: without it a full journal could never be emptied.
+            let isControl = batch.payload.isEmpty && batch.records.count <= 2
+            guard journal.canAppend(batch.header.diskLength, control: isControl) else { break }
+            do {
+                try journal.append(batch, control: isControl)
+            } catch {
+                journalQueue.removeFirst(count)
+                onFailure?(.journal(error))
+                return
+            }
+            count += 1
+        }
+        if count > 0 { journalQueue.removeFirst(count) }
+    }
+
+    private func roomAppeared() {
+        writeJournal()
+        ship()
+        onRoom?()
+        onProgress?()
+    }
+
+    /// Forgets queued batches above `seq`: the journal has never seen them.
+    func dropQueued(above seq: Seq) { journalQueue.removeAll { $0.firstSeq > seq } }
 
     /// Closes the open batch if the way is free. Runs at the end of every turn of the loop.
     private func ship(force: Bool = false) {
         guard role == .primary, !open.isEmpty else { return }
-        guard force || journalWrites < MirrorLog.journalWritesInFlight || open.isFull else { return }
+        guard force || open.isFull || journalQueue.isEmpty && journal.batchesInFlight < MirrorLog.journalWritesInFlight
+        else { return }
         let batch = open.close(
             arena: arena, epoch: epoch, mirror: journal.mirror, firstSeq: core.last.next, previousChain: lastChain,
             committedSeq: committed, closedAt: wallClock())
@@ -257,7 +288,6 @@ final class MirrorLog {
     // MARK: - Progress
 
     private func durableReached(_ seq: Seq) {
-        journalWrites = journal.writesInFlight
         guard seq > core.ownDurable, seq <= core.last else { return }
         core.durable(through: seq)
         progress()
@@ -340,15 +370,18 @@ final class MirrorLog {
 }
 
 extension MirrorLog: ChangeLog {
-    func payloadPlace() -> UnsafeMutableRawPointer? {
+    func payloadPlace() -> UnsafeMutableRawBufferPointer? {
         let longest = RecordLimits.payloadBytes
         if open.isFull { ship(force: true) }
-        guard journal.canAppend(BatchLimits.diskBytes) else { return nil }
-        if let place = unsafe open.payloadPlace(bytes: longest, in: arena) { return unsafe place }
+        guard journalQueue.isEmpty, journal.canAppend(BatchLimits.diskBytes) else { return nil }
+        if let place = unsafe open.payloadPlace(bytes: longest, in: arena) {
+            return unsafe UnsafeMutableRawBufferPointer(start: place, count: longest)
+        }
         // The end of the arena: what is gathered goes, the next batch begins at its start.
         guard !open.isEmpty else { return nil }
         ship(force: true)
-        return unsafe open.payloadPlace(bytes: longest, in: arena)
+        guard let place = unsafe open.payloadPlace(bytes: longest, in: arena) else { return nil }
+        return unsafe UnsafeMutableRawBufferPointer(start: place, count: longest)
     }
 
     func appendWrite(file: FileID, offset: UInt64, length: Int, time: Int64) -> Seq {
@@ -377,7 +410,7 @@ extension MirrorLog: ChangeLog {
     func appendImageWrite(file: FileID, offset: UInt64, bytes: UnsafeRawBufferPointer, time: Int64) -> Seq? {
         precondition(bytes.count <= RecordLimits.payloadBytes, "an image write is one payload")
         guard let place = unsafe payloadPlace() else { return nil }
-        unsafe place.copyMemory(from: bytes.baseAddress!, byteCount: bytes.count)
+        unsafe place.copyMemory(from: bytes)
         open.addWrite(file: file, offset: offset, length: bytes.count, time: time, isImage: true)
         return core.last + open.count
     }
@@ -400,7 +433,12 @@ extension MirrorLog: ChangeLog {
     /// The last seq given out, those of the open batch included.
     var lastSeq: Seq { core.last + open.count }
 
-    func allocateFileID() -> FileID { fileIDs.next() }
+    func allocateFileID() -> FileID {
+        guard let file = fileIDs.allocate() else {
+            fatalError("a trillion files were created in one epoch: restart the mirror to begin another")
+        }
+        return file
+    }
     func wallClock() -> Int64 { clinux_realtime_ns() }
 
     func spaceFor(bytes: Int) -> Int32? {

@@ -276,13 +276,16 @@ final class PeerLink {
         }
         guard seq < log.core.last else { return whenDurable(seq, expected, done) }
         logger.notice("cutting unconfirmed records \(seq.next) to \(log.core.last)")
-        do {
-            try log.journal.cut(to: seq) { [self] in
-                log.wasCut(to: seq, chain: chain)
-                done()
+        log.dropQueued(above: seq)
+        whenDurable(seq, expected) { [self] in
+            do {
+                try log.journal.cut(to: seq) { [self] in
+                    log.wasCut(to: seq, chain: chain)
+                    done()
+                }
+            } catch {
+                fail("cannot cut the journal to record \(seq): \(error)")
             }
-        } catch {
-            fail("cannot cut the journal to record \(seq): \(error)")
         }
     }
 

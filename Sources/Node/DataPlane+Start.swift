@@ -1,0 +1,107 @@
+import CLinux
+import Configuration
+import Format
+import Glibc
+import Journal
+import Logging
+import Ring
+import Tree
+
+/// What the control side needs to know of the log before it may take part.
+public struct LogSummary: Sendable {
+    /// Everything this node ever received is on its disk.
+    public var isComplete: Bool
+    public var lastEpoch: Epoch
+    public var lastSeq: Seq
+    /// Records that were durable cannot be read: this node must not be primary. What is in doubt, for people.
+    public var damage: String?
+}
+
+/// Names of files in the state directory.
+enum StateFiles {
+    static func journal(_ configuration: MirrorConfiguration) -> String { configuration.state + "/journal" }
+    static func votes(_ configuration: MirrorConfiguration) -> String { configuration.state + "/votes" }
+    /// Says that an administrator prepared this node to be filled from the other one.
+    static func joining(_ configuration: MirrorConfiguration) -> String { configuration.state + "/joining" }
+}
+
+extension DataPlane {
+    /// Payloads of batches between the first byte read and the last use: the bound on what is in flight.
+    static let arenaBytes = 64 << 20
+    static let replayReadBytes = 8 << 20
+    static let workerThreads = 6
+    static let applierThreads = 4
+
+    /// Opens what is on this node's disks and brings the plain files to the last state that is known to be committed:
+    /// journal, recovery, replay of everything since the checkpoint. Blocking, on the data thread, before it runs.
+    ///
+    /// A crash at any point in here leads back to here: recovery only truncates what was never acknowledged, and the
+    /// replay converges from any mixture.
+    static func start(
+        node: NodeID, configuration: MirrorConfiguration, mirror: MirrorID, reactor: Reactor, logger: Logger,
+        report: @escaping @Sendable (DataReport) -> Void
+    ) throws -> (plane: DataPlane, summary: LogSummary) {
+        let path = StateFiles.journal(configuration)
+        let journal = try Journal(path: path, mirror: mirror, node: node, reactor: reactor)
+        let found = journal.report
+        logger.notice("journal: \(found)")
+        let tree = try PlainTree(
+            backing: configuration.backing, state: configuration.state, opening: .existing, logger: logger)
+        var incomplete = found.isIncomplete
+        var damage: String?
+        if journal.isDamaged {
+            incomplete = true
+            damage = "journal \(path) is damaged; records in doubt: "
+                + found.doubts.prefix(5).map(\.description).joined(separator: "; ")
+                + (found.doubts.count > 5 ? "; and more, see `lockstep-dump --verify \(path)`" : "")
+        }
+        let committed = incomplete ? journal.checkpointSeq : max(found.knownCommittedSeq, journal.checkpointSeq)
+        if !incomplete { try replay(journal, tree, through: committed, logger: logger) }
+        let workers = try WorkerPool(threads: workerThreads, name: "workers")
+        let appliers = try WorkerPool(threads: applierThreads, name: "appliers")
+        let applier = Applier(tree: tree, workers: appliers, reactor: reactor, role: .secondary, appliedThrough: committed)
+        let log = MirrorLog(
+            node: node, reactor: reactor, journal: journal, applier: applier, arena: Arena(bytes: arenaBytes),
+            strict: configuration.mode == .strict, committed: committed, logger: logger)
+        if !incomplete { log.adoptTail(try readAll(journal, from: committed.next)) }
+        let link = PeerLink(
+            node: node, log: log, reader: try JournalReader(path: path), workers: workers, isIncomplete: incomplete,
+            logger: logger)
+        let plane = DataPlane(
+            node: node, configuration: configuration, reactor: reactor, journal: journal, tree: tree, log: log,
+            link: link, workers: workers, logger: logger, report: report)
+        let summary = LogSummary(
+            isComplete: found.wasStoppedCleanly || configuration.mode == .strict, lastEpoch: journal.lastEpoch,
+            lastSeq: journal.lastSeq, damage: damage)
+        return (plane, summary)
+    }
+
+    /// Converges the plain files to the state after `committed`, then makes that the checkpoint.
+    private static func replay(_ journal: Journal, _ tree: PlainTree, through committed: Seq, logger: Logger) throws {
+        guard committed > journal.checkpointSeq else { return }
+        let started = BootClock.now
+        var next = journal.checkpointSeq.next
+        try tree.replay(through: committed) { () throws -> [Batch] in
+            guard next <= committed else { return [] }
+            let batches = try journal.read(from: next, limitBytes: replayReadBytes)
+            if let last = batches.last { next = last.lastSeq.next }
+            return batches
+        }
+        logger.notice(
+            "plain files brought to record \(committed) from \(journal.checkpointSeq)",
+            metadata: ["milliseconds": "\((BootClock.now - started) / 1_000_000)"])
+    }
+
+    /// The tail above what is known to be committed: never more than was in flight.
+    private static func readAll(_ journal: Journal, from first: Seq) throws -> [Batch] {
+        var batches: [Batch] = []
+        var next = first
+        while next <= journal.lastSeq {
+            let more = try journal.read(from: next, limitBytes: replayReadBytes)
+            guard let last = more.last else { break }
+            batches += more.filter { $0.firstSeq >= next }
+            next = last.lastSeq.next
+        }
+        return batches
+    }
+}

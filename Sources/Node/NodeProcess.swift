@@ -1,0 +1,406 @@
+import CLinux
+public import Configuration
+import Format
+import Foundation
+import Glibc
+public import Logging
+import Quorum
+import Ring
+import Tree
+import Transport
+
+/// A reason not to start, with what to do.
+public struct StartError: Error, CustomStringConvertible, Sendable {
+    public let description: String
+    public init(_ description: String) { self.description = description }
+}
+
+/// `lockstepd`: one mirror on one node, from its start to its end.
+///
+/// ```
+///  votes on disk? ─yes─▶ data plane (recovery, replay) ─▶ member starts ─▶ connections
+///       │ no
+///       └─ prepared to join? ─yes─▶ member waits to be seeded ─▶ journal made ─▶ data plane ─▶ data connection
+///                            ─no──▶ refused: `lockstep init`
+/// ```
+public final class NodeProcess {
+    let configuration: MirrorConfiguration
+    let node: NodeID
+    let logger: Logger
+    /// Drawn by this start: tells a restart from a reconnect.
+    let session: UInt64
+    let dataThread: ReactorThread
+    let controlThread: ReactorThread
+
+    // Confined to the control thread.
+    private nonisolated(unsafe) var control: ControlPlane!
+    private nonisolated(unsafe) var listener: Listener?
+    private nonisolated(unsafe) var dialers: [Dialer] = []
+    private nonisolated(unsafe) var admin: AdminServer?
+    private nonisolated(unsafe) var stopWaiters: [() -> Void] = []
+    // Confined to the data thread.
+    private nonisolated(unsafe) var plane: DataPlane?
+    private nonisolated(unsafe) var dataDialer: Dialer?
+    private nonisolated(unsafe) var dataChannel: DataChannel?
+
+    public init(configuration: MirrorConfiguration, node: NodeID, logger: Logger) throws {
+        self.configuration = configuration
+        self.node = node
+        self.logger = logger
+        var generator = SystemRandomNumberGenerator()
+        session = generator.next()
+        let engine = EngineChoice(rawValue: configuration.journal.engine.rawValue) ?? .auto
+        dataThread = try ReactorThread(name: "data", engine: engine, logger: logger)
+        controlThread = try ReactorThread(name: "control", engine: .libaio, logger: logger)
+    }
+
+    private var own: MirrorConfiguration.Node { configuration.node(node) }
+    private var peer: MirrorConfiguration.Node { configuration.node(node.peer) }
+
+    // MARK: - Start
+
+    /// Starts everything; returns when the node takes part. Throws when it must not.
+    public func start() throws {
+        _ = clinux_set_io_flusher()
+        try makeDirectories()
+        let votes = VoteFile(path: StateFiles.votes(configuration))
+        let state = try votes.load()
+        let hasJournal = access(StateFiles.journal(configuration), F_OK) == 0
+        let isJoining = access(StateFiles.joining(configuration), F_OK) == 0
+        guard state != nil || isJoining else {
+            throw StartError(
+                "this node has no part in mirror \(configuration.name) yet (no \(StateFiles.votes(configuration))). "
+                    + "Run `lockstep init --first` on the node that has the data and `lockstep init` on the other one; "
+                    + "if it had a part, the file system of \(configuration.state) is not mounted")
+        }
+        if let state, state.name != configuration.name {
+            throw StartError(
+                "\(configuration.state) belongs to mirror \(state.name), not to \(configuration.name): "
+                    + "correct `state` or `name` in \(configuration.file)")
+        }
+        try DirectoryGuard.close(configuration.path, logger: logger)
+        var summary: LogSummary?
+        if let state {
+            if !hasJournal {
+                guard isJoining else {
+                    throw StartError(
+                        "\(StateFiles.journal(configuration)) is missing although this node has votes: its disk was "
+                            + "lost or is not mounted. If it is lost, remove \(StateFiles.votes(configuration)) and "
+                            + "run `lockstep init`: the node then joins anew")
+                }
+                try makeJournal(state.mirror)
+            }
+            summary = try startData(mirror: state.mirror)
+        }
+        try startControl(votes: votes, state: state, summary: summary)
+        if summary != nil { try connectData() }
+    }
+
+    private func makeDirectories() throws {
+        for directory in [configuration.state, configuration.runtimeDirectory] {
+            do {
+                try FileManager.default.createDirectory(
+                    atPath: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+            } catch {
+                throw StartError("cannot create \(directory): \(error.localizedDescription)")
+            }
+        }
+    }
+
+    private func makeJournal(_ mirror: MirrorID) throws {
+        try NodePreparation.makeJournal(configuration, node: node, mirror: mirror, isIncomplete: true, logger: logger)
+    }
+
+    private func onData<Value: Sendable>(_ work: @escaping @Sendable (Reactor) throws -> Value) throws -> Value {
+        let thread = dataThread
+        guard let result = thread.callWithReactor({ reactor in Result { try work(reactor) } }) else {
+            throw StartError("the data thread has ended")
+        }
+        return try result.get()
+    }
+
+    private func startData(mirror: MirrorID) throws -> LogSummary {
+        let control = controlThread.handle
+        let configuration = configuration
+        let node = node
+        let logger = logger
+        let box = Unchecked(self)
+        return try onData { reactor in
+            let (plane, summary) = try DataPlane.start(
+                node: node, configuration: configuration, mirror: mirror, reactor: reactor, logger: logger
+            ) { report in
+                _ = control.post { box.value.control?.reported(report) }
+            }
+            box.value.plane = plane
+            return summary
+        }
+    }
+
+    private func startControl(votes: VoteFile, state: AcceptorState?, summary: LogSummary?) throws {
+        let box = Unchecked(self)
+        let configuration = configuration
+        let node = node
+        let logger = logger
+        let seed = session
+        let orders = Orders(process: box, data: dataThread.handle)
+        guard
+            let result = controlThread.callWithReactor({ reactor in
+                Result {
+                    let process = box.value
+                    let control = try ControlPlane(
+                        node: node, configuration: configuration, reactor: reactor, votes: votes, seed: seed,
+                        logger: logger)
+                    process.control = control
+                    let service = try Service(
+                        configuration: configuration, node: node, control: reactor.handle, logger: logger,
+                        onState: { state, text in box.value.control.applicationChanged(state, text) },
+                        onCheckFailed: { text in box.value.control.applicationFailed(text) })
+                    service.cleanUp()
+                    control.service = service
+                    control.onRole = { role in box.value.roleChanged(role) }
+                    control.onSeeded = { state in box.value.seeded(state) }
+                    if summary != nil { control.attach(orders) }
+                    control.start(
+                        MemberStart(
+                            state: state, logComplete: summary?.isComplete ?? false,
+                            lastEpoch: summary?.lastEpoch ?? .none, lastSeq: summary?.lastSeq ?? .zero))
+                    if let damage = summary?.damage {
+                        control.noteProblem(damage)
+                        control.feed(.ownDiskFailed)
+                    }
+                    try process.connectControl(reactor)
+                    process.admin = try AdminServer(process: process, reactor: reactor, logger: logger)
+                }
+            })
+        else { throw StartError("the control thread has ended") }
+        try result.get()
+    }
+
+    /// The node was empty and has an identity now: make the journal (seconds, elsewhere), then the data plane.
+    private func seeded(_ state: AcceptorState) {
+        guard access(StateFiles.journal(configuration), F_OK) != 0 else { return }
+        let box = Unchecked(self)
+        Thread.detachNewThread {
+            let process = box.value
+            do {
+                try process.makeJournal(state.mirror)
+                _ = try process.startData(mirror: state.mirror)
+                let orders = Orders(process: box, data: process.dataThread.handle)
+                _ = process.controlThread.post { box.value.control.attach(orders) }
+                try process.connectData()
+            } catch {
+                process.logger.critical("this node cannot join: \(error)")
+                let text = "\(error)"
+                _ = process.controlThread.post { box.value.control.noteProblem(text) }
+            }
+        }
+    }
+
+    // MARK: - Connections
+
+    private func greeting(_ channel: Hello.Channel, mirror: MirrorID, epoch: Epoch) -> Greeting {
+        Greeting(
+            hello: Hello(channel: channel, voter: Voter(node), mirrorName: configuration.name, session: session),
+            epoch: epoch, mirror: mirror)
+    }
+
+    private func connectControl(_ reactor: Reactor) throws {
+        let own = own
+        guard let address = SocketAddress(own.endpoint.host, port: own.endpoint.port),
+            let witness = SocketAddress(configuration.witness.host, port: configuration.witness.port),
+            let other = SocketAddress(peer.endpoint.host, port: peer.endpoint.port)
+        else { throw StartError("an address in \(configuration.file) cannot be used") }
+        let mine = { [unowned self] in
+            greeting(.control, mirror: control.member.state?.mirror ?? .none, epoch: control.member.state?.accepted.epoch ?? .none)
+        }
+        listener = try Listener(reactor: reactor, address: address, logger: logger, own: mine) {
+            [unowned self] greeting, remote in admit(greeting, remote)
+        }
+        var options = DialerOptions()
+        // A vanished link is noticed soon, and a healed one used soon: lease traffic is twice a second.
+        options.stream.silenceLimitMilliseconds = 2000
+        options.longestWaitMilliseconds = 500
+        options.localAddress = SocketAddress(own.endpoint.host, port: 0)
+        dialers.append(
+            Dialer(
+                reactor: reactor, remote: witness, options: options, generator: SystemRandomNumberGenerator(),
+                logger: logger, own: mine
+            ) { [unowned self] connection, greeting in opened(connection, greeting, from: .witness) })
+        // One connection between the nodes: the second one dials.
+        if node == .b {
+            dialers.append(
+                Dialer(
+                    reactor: reactor, remote: other, options: options, generator: SystemRandomNumberGenerator(),
+                    logger: logger, own: mine
+                ) { [unowned self] connection, greeting in opened(connection, greeting, from: Voter(node.peer)) })
+        }
+    }
+
+    /// Why a greeting is not one of this mirror's other node; nil when it is.
+    private func objection(_ greeting: Greeting, mirror: MirrorID, from voter: Voter) -> String? {
+        if greeting.hello.mirrorName != configuration.name {
+            return "this is mirror \(configuration.name), not \(greeting.hello.mirrorName): correct the address in "
+                + "the configuration"
+        }
+        if greeting.mirror != .none, mirror != .none, greeting.mirror != mirror {
+            return "this mirror \(configuration.name) has the identity \(mirror), yours is \(greeting.mirror): two "
+                + "clusters have one name; if this node shall join yours, remove its state and run `lockstep init`"
+        }
+        if greeting.hello.voter != voter {
+            return "expected \(voter), not \(greeting.hello.voter): do both nodes run with the same configuration and "
+                + "different --node names?"
+        }
+        return nil
+    }
+
+    private func admit(_ greeting: Greeting, _ remote: SocketAddress) -> Admission {
+        let mirror = control.member.state?.mirror ?? .none
+        let epoch = control.member.state?.accepted.epoch ?? .none
+        if let objection = objection(greeting, mirror: mirror, from: Voter(node.peer)) { return .refuse(objection) }
+        switch greeting.hello.channel {
+        case .control:
+            return .accept(self.greeting(.control, mirror: mirror, epoch: epoch)) { [unowned self] connection in
+                _ = opened(connection, greeting, from: Voter(node.peer))
+            }
+        case .data:
+            let box = Unchecked(self)
+            let data = dataThread.handle
+            let session = greeting.hello.session
+            return .handOver(self.greeting(.data, mirror: mirror, epoch: epoch)) { detached in
+                _ = data.post { box.value.attachData(detached, peerSession: session) }
+            }
+        }
+    }
+
+    private func opened(_ connection: Connection, _ greeting: Greeting, from voter: Voter) -> String? {
+        let mirror = control.member.state?.mirror ?? .none
+        if let objection = objection(greeting, mirror: mirror, from: voter) { return objection }
+        let channel = ControlChannel(
+            connection, session: session, peerSession: greeting.hello.session,
+            mirror: { [unowned self] in control.member.state?.mirror ?? .none }, logger: logger,
+            onMessage: { [unowned self] message in control.received(message, from: voter) },
+            onClosed: { [unowned self] channel in control.disconnected(voter, channel) })
+        logger.info("control connection to \(connection.remote) is up", metadata: ["voter": "\(voter)"])
+        control.connected(voter, channel)
+        return nil
+    }
+
+    /// Starts the data connection: the second node dials, the first waits for it.
+    private func connectData() throws {
+        guard node == .b else { return }
+        guard let other = SocketAddress(peer.endpoint.host, port: peer.endpoint.port) else { return }
+        let box = Unchecked(self)
+        let local = SocketAddress(own.endpoint.host, port: 0)
+        try onData { reactor in
+            let process = box.value
+            guard let plane = process.plane else { return }
+            var options = DialerOptions()
+            options.longestWaitMilliseconds = 500
+            options.stream.silenceLimitMilliseconds = 3000
+            options.localAddress = local
+            process.dataDialer = Dialer(
+                reactor: reactor, remote: other, options: options, generator: SystemRandomNumberGenerator(),
+                logger: process.logger,
+                own: { process.greeting(.data, mirror: plane.journal.mirror, epoch: plane.log.epoch) }
+            ) { connection, greeting in
+                if let objection = process.objection(
+                    greeting, mirror: plane.journal.mirror, from: Voter(process.node.peer))
+                {
+                    return objection
+                }
+                process.useData(connection, plane, peerSession: greeting.hello.session)
+                return nil
+            }
+        }
+    }
+
+    private func attachData(_ detached: DetachedConnection, peerSession: UInt64) {
+        guard let plane else { return }  // Not ready yet: it closes, and the other side dials again.
+        let connection = detached.attach(to: plane.reactor, logger: logger)
+        useData(connection, plane, peerSession: peerSession)
+    }
+
+    private func useData(_ connection: Connection, _ plane: DataPlane, peerSession: UInt64) {
+        let channel = DataChannel(
+            connection, session: session, peerSession: peerSession, log: plane.log, link: plane.link, logger: logger)
+        dataChannel = channel
+        plane.onRoom = { channel.resume() }
+        logger.notice("data connection to \(connection.remote) is up")
+        plane.link.connected(channel)
+    }
+
+    // MARK: - Stop
+
+    private func roleChanged(_ role: RoleState) {
+        guard role.role == .stop, role.reason == .byAdministrator else { return }
+        let waiters = stopWaiters
+        stopWaiters.removeAll()
+        for waiter in waiters { waiter() }
+    }
+
+    /// Hands the service over if the other node can take it, stops, and marks the journal complete. Blocking.
+    public func stop(timeoutSeconds: Int) {
+        let done = DispatchSemaphore(value: 0)
+        let box = Unchecked(self)
+        _ = controlThread.post {
+            let process = box.value
+            if process.control.role?.role == .stop {
+                done.signal()
+                return
+            }
+            process.stopWaiters.append { done.signal() }
+            _ = process.control.request(.requestStop)
+        }
+        if done.wait(timeout: .now() + .seconds(timeoutSeconds)) == .timedOut {
+            logger.error("the mirror did not stop within \(timeoutSeconds) s; leaving all the same")
+        }
+        finishData()
+        _ = controlThread.call { box.value.control.service?.dropAddresses() }
+        controlThread.stop()
+        controlThread.join()
+        dataThread.stop()
+        dataThread.join()
+    }
+
+    /// Nothing more is received; what is here goes to the disks, and the journal says that it is complete.
+    private func finishData() {
+        let done = DispatchSemaphore(value: 0)
+        let box = Unchecked(self)
+        let posted = dataThread.post {
+            guard let plane = box.value.plane else { return done.signal() }
+            box.value.dataDialer?.stop()
+            box.value.dataChannel?.close("this node stops")
+            plane.stop { done.signal() }
+        }
+        if posted { _ = done.wait(timeout: .now() + .seconds(30)) }
+    }
+
+    // MARK: - For the admin server
+
+    var controlPlane: ControlPlane { control }
+
+    /// Collects the data side's part of the status on its thread, then `answer` on the control thread.
+    func gatherData(_ answer: @escaping @Sendable (DataFacts?) -> Void) {
+        let box = Unchecked(self)
+        let handle = controlThread.handle
+        let posted = dataThread.post {
+            let facts = box.value.plane?.facts
+            _ = handle.post { answer(facts) }
+        }
+        if !posted { answer(nil) }
+    }
+
+    struct Orders: DataOrders {
+        let process: Unchecked<NodeProcess>
+        let data: ReactorHandle
+        func order(_ work: @escaping @Sendable (DataPlane) -> Void) {
+            _ = data.post { if let plane = process.value.plane { work(plane) } }
+        }
+    }
+}
+
+/// Carries an object to the thread that its parts are confined to; each part says which.
+struct Unchecked<Value>: @unchecked Sendable {
+    let value: Value
+    init(_ value: Value) { self.value = value }
+}
