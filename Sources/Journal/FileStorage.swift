@@ -110,10 +110,13 @@ extension Journal {
     ///
     /// - Parameters:
     ///   - size: bytes; a multiple of 1 MiB, at least `JournalLayout.minimumSize`.
+    ///   - base: the log begins behind this seq.
+    ///   - isIncomplete: the plain files are no state of the mirror yet.
     ///   - progress: bytes written so far and in all; called about every 4 MiB.
     /// - Throws: `.exists` when something is at `path`.
     public static func create(
         path: String, size: Int = JournalLayout.defaultSize, mirror: MirrorID, node: NodeID, time: Int64,
+        base: Seq = .zero, isIncomplete: Bool = false,
         progress: ((_ written: Int, _ total: Int) -> Void)? = nil
     ) throws(JournalError) {
         guard let layout = JournalLayout(fileSize: size) else {
@@ -125,9 +128,11 @@ extension Journal {
             throw JournalError(.exists, "\(path) exists already; a journal is never overwritten")
         }
         var generator = SystemRandomNumberGenerator()
-        let superblock = Superblock(
+        var superblock = Superblock(
             mirror: mirror, node: node, nodeInstance: generator.next(), incarnation: Incarnation(random: &generator),
             layout: layout, createdAt: time)
+        superblock.checkpointSeq = base
+        superblock.isIncomplete = isIncomplete
         let unfinished = path + ".unfinished"
         let descriptor = unsafe clinux_open(unfinished, O_RDWR | O_CREAT | O_TRUNC | CLINUX_O_DIRECT, 0o600)
         guard descriptor >= 0 else { throw JournalError.system(descriptor, "cannot create journal", unfinished) }

@@ -108,8 +108,8 @@ final class DataChannel: DataConnection {
     func send(_ batch: Batch) {
         // The batch lives until the kernel has its bytes.
         _ = unsafe connection.send(
-            header(.batch, batch.wireLength), body: batch.wireHeader, pieces: batch.wirePieces
-        ) { withExtendedLifetime(batch) {} }
+            header(.batch, batch.wireLength), head: batch.wireHeader, pieces: batch.wirePieces
+        ) { _ in withExtendedLifetime(batch) {} }
     }
 
     var queuedBytes: Int { connection.queuedBytes }

@@ -277,7 +277,7 @@ final class ControlPlane {
         }
     }
 
-    private func close(_ reason: CloseReason) {
+    private func close(_ reason: Quorum.CloseReason) {
         let wasOpen = openEpoch != nil
         openEpoch = nil
         isFrozen = false
@@ -306,6 +306,8 @@ final class ControlPlane {
         if state != witness { logger.notice("witness: \(state)") }
         witness = state
     }
+
+    func noteProblem(_ text: String) { problem = text }
 
     func applicationChanged(_ state: Service.ApplicationState, _ text: String) { application = (state, text) }
 

@@ -59,7 +59,9 @@ extension DataPlane {
         if !incomplete { try replay(journal, tree, through: committed, logger: logger) }
         let workers = try WorkerPool(threads: workerThreads, name: "workers")
         let appliers = try WorkerPool(threads: applierThreads, name: "appliers")
-        let applier = Applier(tree: tree, workers: appliers, reactor: reactor, role: .secondary, appliedThrough: committed)
+        let applier = Applier(
+            tree: tree, role: .secondary, reactor: reactor, pool: appliers, jobLimit: applierThreads, applied: committed,
+            logger: logger)
         let log = MirrorLog(
             node: node, reactor: reactor, journal: journal, applier: applier, arena: Arena(bytes: arenaBytes),
             strict: configuration.mode == .strict, committed: committed, logger: logger)

@@ -2,6 +2,7 @@ import CLinux
 import Configuration
 import Format
 import Fuse
+import Glibc
 import Journal
 import Logging
 import Quorum
@@ -15,7 +16,7 @@ enum DataReport: Sendable {
     /// The directory is open in this epoch: the application may start.
     case opened(Epoch)
     /// The directory is closed; nothing of this life is answered any more.
-    case closed(CloseReason)
+    case closed(Quorum.CloseReason)
     /// This node cannot go on with what its disk holds; the text says what to do.
     case broken(String)
 }
@@ -58,18 +59,21 @@ final class DataPlane {
     let report: @Sendable (DataReport) -> Void
 
     private(set) var phase = Phase.idle
-    private var session: FuseSession?
     private(set) var directory: MirroredDirectory?
     private var checkpointRunning = false
     private var lastCheckpointWant: UInt64 = 0
     private var pendingPolicies: [(token: UInt64, durableThrough: Seq)] = []
     private var policy: [AckRule] = []
+    /// How the other node is brought back, or last was.
+    private var comeback = Comeback()
     /// The other node is almost there: its disk counts for every acknowledgement, so that it can be added.
     private var isAdmitting = false
     private var reportedCaughtUp = false
     private var draining = false
     private(set) var isBroken = false
-    private(set) var isFrozen = false
+    private(set) var isStopping = false
+    /// Memory or journal space may have become free for the follower's side.
+    var onRoom: (() -> Void)?
     private(set) var resync: (any ResyncSession)?
 
     init(
@@ -132,7 +136,9 @@ final class DataPlane {
                 this node restarted, waited for the other one in vain and now serves alone: writes that were \
                 acknowledged and never fsynced may be missing; everything fsynced is here
                 """)
-            journal.noteStatement(.loneRestart, epoch: decision.epoch)
+            journal.add(
+                PermanentStatement(
+                    kind: .loneRestart, epoch: decision.epoch, seq: journal.lastSeq, time: log.wallClock())) {}
         }
         phase = .inheriting(decision)
         advance()
@@ -150,6 +156,7 @@ final class DataPlane {
         case .idle, .closing: return
         }
         logger.notice("\(decision)")
+        comeback = Comeback(changedFrom: log.statistics.payloadBytes, sentFrom: link.sentBytes, since: reactor.now)
         advance()
     }
 
@@ -162,6 +169,7 @@ final class DataPlane {
         }
         stopAdmitting()
         logger.notice("\(decision)")
+        comeback.end(changed: log.statistics.payloadBytes, sent: link.sentBytes, now: reactor.now)
         advance()
     }
 
@@ -170,8 +178,8 @@ final class DataPlane {
         advance()
     }
 
-    func freeze() { isFrozen = true }
-    func thaw() { isFrozen = false }
+    func freeze() { directory?.freeze() }
+    func thaw() { directory?.thaw() }
 
     func setDecision(_ decision: Decision?, ballot: [UInt64]) { link.decision = (decision, ballot) }
 
@@ -186,59 +194,63 @@ final class DataPlane {
             draining = true
             return advance()
         }
-        guard let session else { return }
-        session.drainAndUnmount { [self] outcome in
-            switch outcome {
-            case .unmounted:
-                self.session = nil
-                directory = nil
-                draining = true
-                phase = .opening(decision, epochStart: log.lastSeq)
-                advance()
-            case .busy(let text):
-                logger.error("cannot close \(configuration.path): \(text); the service stays here")
-                report(.member(.drainFailed))
+        guard let directory else { return }
+        directory.drainAndUnmount { [self] failure in
+            if let failure {
+                logger.error("\(failure); the service stays here")
+                return report(.member(.drainFailed))
             }
+            self.directory = nil
+            draining = true
+            phase = .opening(decision, epochStart: log.lastSeq)
+            advance()
         }
     }
 
-    func close(_ reason: CloseReason) {
+    func close(_ reason: Quorum.CloseReason) {
         phase = .closing
         draining = false
         stopAdmitting()
         resync?.cancel()
         resync = nil
-        if let directory { directory.depose() }
-        session?.detach()
-        session = nil
-        directory = nil
-        log.leavePrimary(failing: EIO)
         pendingPolicies.removeAll()
+        guard let directory else { return closed(reason) }
+        // EIO to everything held, at once; then the mount goes, and the connection with it.
+        directory.depose()
+        self.directory = nil
+        directory.dismount { [self] in closed(reason) }
+    }
+
+    private func closed(_ reason: Quorum.CloseReason) {
+        log.leavePrimary(failing: EIO)
         phase = .idle
         link.announce()
-        if reason == .stopped {
-            finishCleanly { [self] in report(.closed(reason)) }
-        } else {
-            report(.closed(reason))
-        }
+        report(.closed(reason))
+    }
+
+    /// Nothing more is received or logged; what is here goes to the disks, and the journal says that it is complete.
+    func stop(_ done: @escaping () -> Void) {
+        isStopping = true
+        resync?.cancel()
+        resync = nil
+        finishCleanly(done)
     }
 
     /// Everything to the plain files and their disk, and the journal marked complete.
-    func finishCleanly(_ done: @escaping () -> Void) {
-        guard log.core.ownDiskIsComplete, log.applied == log.core.last else { return done() }
-        checkpoint { [self] succeeded in
-            if succeeded {
-                journal.markCleanStop { _ in done() }
-            } else {
-                done()
-            }
+    private func finishCleanly(_ done: @escaping () -> Void) {
+        guard !isBroken, !link.isIncomplete, log.role != .primary else { return done() }
+        guard log.core.ownDiskIsComplete, journal.batchesInFlight == 0, !checkpointRunning else {
+            _ = reactor.after(milliseconds: 20) { [self] in finishCleanly(done) }
+            return
         }
+        checkpoint { [self] _ in journal.markCleanStop(completion: done) }
     }
 
     // MARK: - Going on
 
     private func progressed() {
         link.progressed()
+        onRoom?()
         confirmPolicies()
         admit()
         advance()
@@ -282,11 +294,9 @@ final class DataPlane {
 
     private func openDirectory(_ decision: Decision) {
         do {
-            let directory = MirroredDirectory(reactor: reactor, log: log, tree: tree, workers: workers, logger: logger)
-            let session = try FuseSession(
-                reactor: reactor, path: configuration.path, handler: directory, log: log, logger: logger)
-            self.directory = directory
-            self.session = session
+            directory = try MirroredDirectory(
+                reactor: reactor, pool: workers, tree: tree, log: log, mountPoint: configuration.path,
+                name: configuration.name, limits: .init(fileSystemType: tree.fileSystemType), logger: logger)
             phase = .open(decision)
             logger.notice("\(configuration.path) is open", metadata: ["epoch": "\(decision.epoch)"])
             report(.opened(decision.epoch))
@@ -343,6 +353,7 @@ final class DataPlane {
 
     private func startResync(_ reason: ComparisonReason) {
         resync?.cancel()
+        comeback.isComparison = true
         logger.notice("the other node's files are compared with this one's: \(PeerLink.explain(reason))")
         resync = ResyncSource(plane: self) { [unowned self] in
             resync = nil
@@ -367,8 +378,9 @@ final class DataPlane {
     }
 
     private func checkpointIfDue() {
-        guard !checkpointRunning, log.applied > journal.checkpointSeq else { return }
-        let full = journal.bytesSinceCheckpoint * DataPlane.checkpointFraction >= journal.capacityBytes
+        guard !checkpointRunning, !isStopping, !isBroken, log.applied > journal.checkpointSeq else { return }
+        let used = journal.capacityBytes - journal.freeBytes
+        let full = used * DataPlane.checkpointFraction >= journal.capacityBytes
         let idle = reactor.now > lastCheckpointWant + UInt64(DataPlane.checkpointIdleMilliseconds) * 1_000_000
         guard full || idle else { return }
         lastCheckpointWant = reactor.now
@@ -384,9 +396,8 @@ final class DataPlane {
         let handle = reactor.handle
         let bound = ThreadBound({ [self] (failure: String?) in
             guard let failure else {
-                return journal.checkpoint(seq) { [self] _ in
+                return journal.checkpoint(seq) { [self] in
                     checkpointRunning = false
-                    log.onRoom?()
                     done(true)
                 }
             }
@@ -422,6 +433,47 @@ final class DataPlane {
         logger.critical("\(failure)")
         report(.broken("\(failure)"))
         report(.member(.ownDiskFailed))
+    }
+}
+
+extension DataPlane {
+    /// For status: what was changed while the other node was away, and what was sent to bring it back.
+    struct Comeback {
+        var changedFrom: UInt64 = 0
+        var sentFrom: UInt64 = 0
+        var since: UInt64?
+        var isComparison = false
+        var result: (changed: UInt64, sent: UInt64, seconds: Double)?
+
+        mutating func end(changed: UInt64, sent: UInt64, now: UInt64) {
+            guard let since else { return }
+            result = (changed - changedFrom, sent - sentFrom, Double(now - since) / 1e9)
+        }
+    }
+
+    var returnFacts: NodeStatus.Resync? {
+        guard let since = comeback.since else { return nil }
+        let result =
+            comeback.result
+            ?? (
+                log.statistics.payloadBytes - comeback.changedFrom, link.sentBytes - comeback.sentFrom,
+                Double(reactor.now - since) / 1e9
+            )
+        return NodeStatus.Resync(
+            kind: comeback.isComparison ? "comparison" : "journal", running: comeback.result == nil,
+            changedBytes: result.changed, sentBytes: result.sent, seconds: result.seconds, phase: "", bytesDone: 0,
+            bytesTotal: 0)
+    }
+
+    /// Until the follower has caught up, at the rate of the last seconds; nil when nothing is known.
+    var remainingSeconds: Double? {
+        guard let since = comeback.since, comeback.result == nil, let follower = log.core.follower else { return nil }
+        let sent = Double(link.sentBytes - comeback.sentFrom)
+        let seconds = Double(reactor.now - since) / 1e9
+        guard sent > 0, seconds > 0.5 else { return nil }
+        let behind = Double(max(0, log.core.last - follower.durable))
+        let averageBytes = Double(log.statistics.payloadBytes) / Double(max(1, log.statistics.records)) + 64
+        return behind * averageBytes / (sent / seconds)
     }
 }
 

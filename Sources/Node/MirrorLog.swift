@@ -1,6 +1,6 @@
-import CLinux
 import Format
 import Fuse
+import Glibc
 import Journal
 import Logging
 import Replication
@@ -99,7 +99,7 @@ final class MirrorLog {
         journal.onFailure = { [unowned self] error in onFailure?(.journal(error)) }
         journal.onRoom = { [unowned self] in roomAppeared() }
         applier.onApplied = { [unowned self] seq in recordApplied(seq) }
-        applier.onLowWatermark = { [unowned self] seq in appliedReached(seq) }
+        applier.onWatermark = { [unowned self] seq in appliedReached(seq) }
         applier.onFailure = { [unowned self] seq, error in onFailure?(.apply(seq, "\(error)")) }
         reactor.beforeSleep { [unowned self] in ship() }
     }
@@ -117,6 +117,7 @@ final class MirrorLog {
         core = PrimaryLog(node: node, last: core.last, ownDurable: core.ownDurable, committed: committed)
         if let follower { core.followerStarted(at: follower.durable) }
         core.setRules(rules)
+        applier.role = .primary
         fileIDs = FileIDAllocator(epoch: newEpoch)
         _ = append(.epochStart(epoch: newEpoch, primary: node, inSync: inSync), time: now)
         ship(force: true)
@@ -156,6 +157,7 @@ final class MirrorLog {
 
     func follow() {
         precondition(role != .primary, "a primary does not follow")
+        applier.role = .secondary
         role = .following
     }
 
@@ -199,10 +201,12 @@ final class MirrorLog {
 
     /// The log begins anew at `seq` (a full comparison follows).
     func wasReset(to seq: Seq, chain: UInt64) {
+        precondition(applier.backlog == 0, "the old history is still being applied")
         core = PrimaryLog(node: node, last: seq, ownDurable: seq, committed: seq)
         lastChain = chain
         committed = seq
         applied = seq
+        applier.reset(applied: seq)
         unapplied.removeAll()
         recent.removeAll()
         recentBytes = 0
@@ -226,7 +230,7 @@ final class MirrorLog {
         var count = 0
         for batch in journalQueue {
             // An epoch start may use the reserve: without it a full journal could never be emptied.
-            let isControl = batch.payload.isEmpty && batch.records.count <= 2
+            let isControl = unsafe batch.payload.isEmpty && batch.records.count <= 2
             guard journal.canAppend(batch.header.diskLength, control: isControl) else { break }
             do {
                 try journal.append(batch, control: isControl)
@@ -326,7 +330,7 @@ final class MirrorLog {
         for batch in unapplied {
             // Nothing reaches the plain files before it is on every in-sync disk, this one included.
             guard batch.lastSeq <= committed, batch.lastSeq <= core.ownDurable else { break }
-            applier.submit(batch)
+            applier.submit(batch, through: batch.lastSeq)
             count += 1
         }
         if count > 0 { unapplied.removeFirst(count) }
@@ -439,7 +443,11 @@ extension MirrorLog: ChangeLog {
         }
         return file
     }
-    func wallClock() -> Int64 { clinux_realtime_ns() }
+    func wallClock() -> Int64 {
+        var time = timespec()
+        unsafe clock_gettime(CLOCK_REALTIME, &time)
+        return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
+    }
 
     func spaceFor(bytes: Int) -> Int32? {
         if freeSpace - Int64(bytes) < MirrorLog.reservedSpaceBytes { return ENOSPC }

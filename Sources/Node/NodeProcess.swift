@@ -2,6 +2,7 @@ import CLinux
 public import Configuration
 import Format
 import Foundation
+import Fuse
 import Glibc
 public import Logging
 import Quorum
@@ -23,7 +24,9 @@ public struct StartError: Error, CustomStringConvertible, Sendable {
 ///       └─ prepared to join? ─yes─▶ member waits to be seeded ─▶ journal made ─▶ data plane ─▶ data connection
 ///                            ─no──▶ refused: `lockstep init`
 /// ```
-public final class NodeProcess {
+///
+/// Its parts are confined to the thread that their comment names; work reaches them only by posting to that thread.
+public final class NodeProcess: @unchecked Sendable {
     let configuration: MirrorConfiguration
     let node: NodeID
     let logger: Logger
@@ -31,17 +34,19 @@ public final class NodeProcess {
     let session: UInt64
     let dataThread: ReactorThread
     let controlThread: ReactorThread
+    private let dataReactor: ReactorSlot
+    private let controlReactor: ReactorSlot
 
     // Confined to the control thread.
-    private nonisolated(unsafe) var control: ControlPlane!
-    private nonisolated(unsafe) var listener: Listener?
-    private nonisolated(unsafe) var dialers: [Dialer] = []
-    private nonisolated(unsafe) var admin: AdminServer?
-    private nonisolated(unsafe) var stopWaiters: [() -> Void] = []
+    private var control: ControlPlane!
+    private var listener: Listener?
+    private var dialers: [Dialer] = []
+    private var admin: AdminServer?
+    private var stopWaiters: [() -> Void] = []
     // Confined to the data thread.
-    private nonisolated(unsafe) var plane: DataPlane?
-    private nonisolated(unsafe) var dataDialer: Dialer?
-    private nonisolated(unsafe) var dataChannel: DataChannel?
+    private var plane: DataPlane?
+    private var dataDialer: Dialer?
+    private var dataChannel: DataChannel?
 
     public init(configuration: MirrorConfiguration, node: NodeID, logger: Logger) throws {
         self.configuration = configuration
@@ -50,8 +55,14 @@ public final class NodeProcess {
         var generator = SystemRandomNumberGenerator()
         session = generator.next()
         let engine = EngineChoice(rawValue: configuration.journal.engine.rawValue) ?? .auto
-        dataThread = try ReactorThread(name: "data", engine: engine, logger: logger)
-        controlThread = try ReactorThread(name: "control", engine: .libaio, logger: logger)
+        let dataReactor = ReactorSlot()
+        let controlReactor = ReactorSlot()
+        dataThread = try ReactorThread(name: "data", engine: engine, logger: logger) { dataReactor.reactor = $0 }
+        controlThread = try ReactorThread(name: "control", engine: .libaio, logger: logger) {
+            controlReactor.reactor = $0
+        }
+        self.dataReactor = dataReactor
+        self.controlReactor = controlReactor
     }
 
     private var own: MirrorConfiguration.Node { configuration.node(node) }
@@ -61,12 +72,12 @@ public final class NodeProcess {
 
     /// Starts everything; returns when the node takes part. Throws when it must not.
     public func start() throws {
-        _ = clinux_set_io_flusher()
+        _ = clinux_set_io_flusher(1)
         try makeDirectories()
         let votes = VoteFile(path: StateFiles.votes(configuration))
         let state = try votes.load()
-        let hasJournal = access(StateFiles.journal(configuration), F_OK) == 0
-        let isJoining = access(StateFiles.joining(configuration), F_OK) == 0
+        let hasJournal = unsafe access(StateFiles.journal(configuration), F_OK) == 0
+        let isJoining = unsafe access(StateFiles.joining(configuration), F_OK) == 0
         guard state != nil || isJoining else {
             throw StartError(
                 "this node has no part in mirror \(configuration.name) yet (no \(StateFiles.votes(configuration))). "
@@ -78,7 +89,7 @@ public final class NodeProcess {
                 "\(configuration.state) belongs to mirror \(state.name), not to \(configuration.name): "
                     + "correct `state` or `name` in \(configuration.file)")
         }
-        try DirectoryGuard.close(configuration.path, logger: logger)
+        try MountGuard.place(at: configuration.path, name: configuration.name)
         var summary: LogSummary?
         if let state {
             if !hasJournal {
@@ -112,8 +123,8 @@ public final class NodeProcess {
     }
 
     private func onData<Value: Sendable>(_ work: @escaping @Sendable (Reactor) throws -> Value) throws -> Value {
-        let thread = dataThread
-        guard let result = thread.callWithReactor({ reactor in Result { try work(reactor) } }) else {
+        let slot = dataReactor
+        guard let result = dataThread.call({ Result { try work(slot.reactor) } }) else {
             throw StartError("the data thread has ended")
         }
         return try result.get()
@@ -143,10 +154,12 @@ public final class NodeProcess {
         let logger = logger
         let seed = session
         let orders = Orders(process: box, data: dataThread.handle)
+        let slot = controlReactor
         guard
-            let result = controlThread.callWithReactor({ reactor in
+            let result = controlThread.call({
                 Result {
                     let process = box.value
+                    let reactor: Reactor = slot.reactor
                     let control = try ControlPlane(
                         node: node, configuration: configuration, reactor: reactor, votes: votes, seed: seed,
                         logger: logger)
@@ -178,7 +191,7 @@ public final class NodeProcess {
 
     /// The node was empty and has an identity now: make the journal (seconds, elsewhere), then the data plane.
     private func seeded(_ state: AcceptorState) {
-        guard access(StateFiles.journal(configuration), F_OK) != 0 else { return }
+        guard unsafe access(StateFiles.journal(configuration), F_OK) != 0 else { return }
         let box = Unchecked(self)
         Thread.detachNewThread {
             let process = box.value
@@ -211,7 +224,9 @@ public final class NodeProcess {
             let other = SocketAddress(peer.endpoint.host, port: peer.endpoint.port)
         else { throw StartError("an address in \(configuration.file) cannot be used") }
         let mine = { [unowned self] in
-            greeting(.control, mirror: control.member.state?.mirror ?? .none, epoch: control.member.state?.accepted.epoch ?? .none)
+            greeting(
+                .control, mirror: control.member.state?.mirror ?? .none,
+                epoch: control.member.state?.accepted.epoch ?? .none)
         }
         listener = try Listener(reactor: reactor, address: address, logger: logger, own: mine) {
             [unowned self] greeting, remote in admit(greeting, remote)
@@ -367,10 +382,13 @@ public final class NodeProcess {
         let done = DispatchSemaphore(value: 0)
         let box = Unchecked(self)
         let posted = dataThread.post {
-            guard let plane = box.value.plane else { return done.signal() }
+            guard let plane = box.value.plane else {
+                done.signal()
+                return
+            }
             box.value.dataDialer?.stop()
             box.value.dataChannel?.close("this node stops")
-            plane.stop { done.signal() }
+            plane.stop { _ = done.signal() }
         }
         if posted { _ = done.wait(timeout: .now() + .seconds(30)) }
     }
@@ -403,4 +421,9 @@ public final class NodeProcess {
 struct Unchecked<Value>: @unchecked Sendable {
     let value: Value
     init(_ value: Value) { self.value = value }
+}
+
+/// Where a reactor's thread leaves it for work posted to that thread; touched there only.
+final class ReactorSlot: @unchecked Sendable {
+    var reactor: Reactor!
 }

@@ -2,7 +2,7 @@ import Format
 
 /// The batch that is being gathered while earlier ones are on their way. Closing it is what "group commit without a
 /// timer" means: whatever queued while the last flush and round trip were in flight goes together.
-struct OpenBatch {
+@safe struct OpenBatch {
     private(set) var records: [Record] = []
     private var meta = ByteWriter()
     /// Bytes gathered in the arena behind the last taken region, whole pages.

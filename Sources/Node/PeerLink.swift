@@ -154,6 +154,20 @@ final class PeerLink {
         if theirs != nil { plan() }
     }
 
+    var stageName: String {
+        switch stage {
+        case .disconnected: "disconnected"
+        case .greeting: "greeting"
+        case .cutting: "cutting"
+        case .streaming: "streaming"
+        case .comparing: "comparing"
+        case .awaitingCut: "awaitingCut"
+        case .following: "following"
+        case .refused: "refused"
+        case .waiting: "waiting"
+        }
+    }
+
     func setIncomplete(_ value: Bool) { isIncomplete = value }
 
     // MARK: - Planning

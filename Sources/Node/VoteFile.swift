@@ -14,7 +14,7 @@ struct VoteFile: Sendable {
         var description: String {
             switch self {
             case .system(let action, let path, let code):
-                "cannot \(action) \(path): \(String(cString: strerror(code))). Mend the disk or its permissions, then start again"
+                unsafe "cannot \(action) \(path): \(String(cString: strerror(code))). Mend the disk or its permissions, then start again"
             case .damaged(let path, let error):
                 "\(path), this node's votes, is damaged (\(error)). Remove it only together with the journal: this node "
                     + "then joins as a new one; then run `lockstep init`"
@@ -25,7 +25,7 @@ struct VoteFile: Sendable {
     /// nil when there is no file: the voter is empty.
     func load() throws -> AcceptorState? {
         guard let data = FileManager.default.contents(atPath: path) else {
-            guard access(path, F_OK) != 0 else { throw Failure.system("read", path, errno) }
+            guard unsafe access(path, F_OK) != 0 else { throw Failure.system("read", path, errno) }
             return nil
         }
         do {
@@ -38,11 +38,11 @@ struct VoteFile: Sendable {
     /// Temporary file, flush, rename, flush of the directory; nil removes the file.
     func store(_ state: AcceptorState?) throws {
         guard let state else {
-            guard unlink(path) == 0 || errno == ENOENT else { throw Failure.system("remove", path, errno) }
+            guard unsafe unlink(path) == 0 || errno == ENOENT else { throw Failure.system("remove", path, errno) }
             return try flushDirectory()
         }
         let temporary = path + ".new"
-        let descriptor = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        let descriptor = unsafe open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard descriptor >= 0 else { throw Failure.system("create", temporary, errno) }
         let bytes = state.encoded()
         let written = unsafe bytes.withUnsafeBytes { buffer in unsafe write(descriptor, buffer.baseAddress, buffer.count) }
@@ -53,13 +53,13 @@ struct VoteFile: Sendable {
         guard written == bytes.count else { throw Failure.system("write", temporary, written < 0 ? writeError : ENOSPC) }
         guard flushed == 0 else { throw Failure.system("flush", temporary, flushError) }
         guard closed == 0 else { throw Failure.system("close", temporary, errno) }
-        guard rename(temporary, path) == 0 else { throw Failure.system("rename", temporary, errno) }
+        guard unsafe rename(temporary, path) == 0 else { throw Failure.system("rename", temporary, errno) }
         try flushDirectory()
     }
 
     private func flushDirectory() throws {
         let directory = (path as NSString).deletingLastPathComponent
-        let descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        let descriptor = unsafe open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         guard descriptor >= 0 else { throw Failure.system("open", directory, errno) }
         defer { close(descriptor) }
         guard fsync(descriptor) == 0 else { throw Failure.system("flush", directory, errno) }

@@ -20,7 +20,8 @@ internal import Synchronization
 /// results are posted once while a post is under way.
 public final class Applier {
     public let tree: PlainTree
-    public let role: ApplyRole
+    /// Changes when a node is promoted or steps down: a primary skips images, which it has.
+    public var role: ApplyRole
     /// A record is in the plain files. Not in the order of the records.
     public var onApplied: (Seq) -> Void = { _ in }
     /// Everything up to here is in the plain files.
@@ -84,6 +85,14 @@ public final class Applier {
     public var lastSubmitted: Seq { schedule.lastAdded }
     /// Records handed in and not applied.
     public var backlog: Int { schedule.unfinished }
+
+    /// Begins anew behind `seq`, for a log that was reset.
+    /// - Precondition: nothing is being applied.
+    public func reset(applied seq: Seq) {
+        precondition(backlog == 0 && failure == nil, "a reset while records are being applied")
+        schedule = ConflictSchedule(applied: seq)
+        batches = []
+    }
 
     /// Hands in the records of `batch` from the first not handed in yet to `last`: those that every in-sync node has on
     /// its disk. Batches come in order; one may come several times as more of it is committed.

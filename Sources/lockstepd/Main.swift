@@ -1,4 +1,106 @@
+import ArgumentParser
+import Configuration
+import Foundation
+import Logging
+import Node
+
 @main
-enum Main {
-    static func main() {}
+struct Lockstepd: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "lockstepd",
+        abstract: "Keeps one mirror on one node: replicates its files, serves them, takes over.",
+        discussion: """
+            Runs in the foreground and logs to standard error; SIGTERM hands the service over (if the other node can take \
+            it) and stops cleanly. A second SIGTERM leaves at once.
+            Exit status: 0 stopped, 1 failed, 2 wrong usage or configuration.
+            """)
+
+    @Option(name: .long, help: "The mirror's configuration file, the same on both nodes.")
+    var config: String
+
+    @Option(name: .long, help: "Which of the two nodes this is (default: the host name).")
+    var node: String?
+
+    @Option(name: .long, help: "How the journal is written: auto, io_uring or libaio (default: as configured).")
+    var engine: String?
+
+    func run() throws {
+        var settings: MirrorConfiguration
+        let identity: MirrorConfiguration.Node
+        do {
+            settings = try MirrorConfiguration.load(config)
+            identity = try settings.node(named: node ?? ProcessInfo.processInfo.hostName)
+            if let engine {
+                guard let choice = MirrorConfiguration.Journal.Engine(rawValue: engine) else {
+                    throw ValidationError("--engine is auto, io_uring or libaio, not \(engine)")
+                }
+                settings.journal.engine = choice
+            }
+        } catch let error as ValidationError {
+            throw error
+        } catch {
+            FileHandle.standardError.write(Data("lockstepd: \(error)\n".utf8))
+            throw ExitCode(2)
+        }
+        let level = Logger.Level(rawValue: settings.logLevel.rawValue) ?? .info
+        LoggingSystem.bootstrap { label in
+            var handler = StreamLogHandler.standardError(label: label)
+            handler.logLevel = level
+            return handler
+        }
+        var logger = Logger(label: "lockstepd")
+        logger[metadataKey: "mirror"] = "\(settings.name)"
+        logger[metadataKey: "node"] = "\(identity.name)"
+        let signals = StopSignals()
+        do {
+            let process = try NodeProcess(configuration: settings, node: identity.id, logger: logger)
+            try process.start()
+            logger.notice("started")
+            signals.wait()
+            logger.notice("stopping")
+            signals.exitOnNext()
+            process.stop(timeoutSeconds: settings.stopLimitSeconds)
+        } catch {
+            logger.critical("\(error)")
+            throw ExitCode(1)
+        }
+    }
+}
+
+extension MirrorConfiguration {
+    /// Stopping the application, closing the directory, handing over: then the daemon leaves all the same.
+    var stopLimitSeconds: Int { (application?.stopTimeoutSeconds ?? 0) + 30 }
+}
+
+/// SIGTERM and SIGINT, taken by one thread that waits for them.
+struct StopSignals {
+    private let set: sigset_t
+
+    /// Blocks the signals in this thread and every one it starts: call it first.
+    init() {
+        var set = sigset_t()
+        sigemptyset(&set)
+        sigaddset(&set, SIGTERM)
+        sigaddset(&set, SIGINT)
+        pthread_sigmask(SIG_BLOCK, &set, nil)
+        signal(SIGPIPE, SIG_IGN)
+        self.set = set
+    }
+
+    func wait() {
+        var set = set
+        var number: Int32 = 0
+        while sigwait(&set, &number) != 0 {}
+    }
+
+    /// An impatient administrator: the next signal ends the process.
+    func exitOnNext() {
+        let set = set
+        Thread.detachNewThread {
+            var set = set
+            var number: Int32 = 0
+            while sigwait(&set, &number) != 0 {}
+            exit(1)
+        }
+    }
 }

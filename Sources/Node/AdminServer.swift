@@ -1,0 +1,119 @@
+import CLinux
+import Foundation
+import Glibc
+import Logging
+import Quorum
+import Ring
+
+/// What `lockstep` asks the daemon.
+public struct AdminRequest: Codable, Sendable {
+    public enum Command: String, Codable, Sendable {
+        case status, start, stop, swap
+    }
+    public var command: Command
+    public init(_ command: Command) { self.command = command }
+}
+
+/// What the daemon answers.
+public struct AdminReply: Codable, Sendable {
+    /// nil, or why the request was refused.
+    public var error: String?
+    public var status: NodeStatus?
+    public init(error: String? = nil, status: NodeStatus? = nil) {
+        self.error = error
+        self.status = status
+    }
+}
+
+/// The admin socket: one JSON object in a line, one in a line back. Root only (the directory's mode), on the control
+/// thread, with bounded lines and connections.
+final class AdminServer {
+    static let lineBytes = 64 << 10
+    static let connectionLimit = 16
+
+    private let process: NodeProcess
+    private let reactor: Reactor
+    private let logger: Logger
+    private let descriptor: Int32
+    private let path: String
+    private var clients: [Int32: Client] = [:]
+
+    private final class Client {
+        var watch: Watch?
+        var input: [UInt8] = []
+    }
+
+    init(process: NodeProcess, reactor: Reactor, logger: Logger) throws {
+        self.process = process
+        self.reactor = reactor
+        self.logger = logger
+        path = AdminClient.socketPath(process.configuration, node: process.node)
+        descriptor = try AdminClient.makeSocket()
+        unsafe unlink(path)
+        let bound = unsafe try AdminClient.withAddress(path) { address, length in unsafe bind(descriptor, address, length) }
+        guard bound == 0, unsafe chmod(path, 0o600) == 0, listen(descriptor, 8) == 0 else {
+            throw StartError("cannot listen on \(path): \(errorText(errno))")
+        }
+        _ = reactor.watch(descriptor, read: true, write: false) { [self] _ in accept() }
+    }
+
+    private func accept() {
+        while true {
+            let client = clinux_accept(descriptor, nil, nil)
+            guard client >= 0 else { return }
+            guard clients.count < AdminServer.connectionLimit else {
+                close(client)
+                continue
+            }
+            let state = Client()
+            clients[client] = state
+            state.watch = reactor.watch(client, read: true, write: false) { [self] _ in read(client) }
+        }
+    }
+
+    private func drop(_ client: Int32) {
+        guard let state = clients.removeValue(forKey: client) else { return }
+        state.watch?.cancel()
+        close(client)
+    }
+
+    private func read(_ client: Int32) {
+        guard let state = clients[client] else { return }
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        let count = unsafe Glibc.read(client, &buffer, buffer.count)
+        if count < 0, errno == EAGAIN { return }
+        guard count > 0, state.input.count + count <= AdminServer.lineBytes else { return drop(client) }
+        state.input += buffer[..<count]
+        guard let end = state.input.firstIndex(of: UInt8(ascii: "\n")) else { return }
+        let line = Data(state.input[..<end])
+        state.input.removeAll()
+        guard let request = try? JSONDecoder().decode(AdminRequest.self, from: line) else {
+            return answer(client, AdminReply(error: "this daemon does not know the request; are both of one version?"))
+        }
+        carryOut(request, client)
+    }
+
+    private func carryOut(_ request: AdminRequest, _ client: Int32) {
+        let control = process.controlPlane
+        switch request.command {
+        case .status: break
+        case .start: if let why = control.request(.requestStart) { return answer(client, AdminReply(error: why)) }
+        case .stop: if let why = control.request(.requestStop) { return answer(client, AdminReply(error: why)) }
+        case .swap: if let why = control.request(.requestSwap) { return answer(client, AdminReply(error: why)) }
+        }
+        let server = Unchecked(self)
+        process.gatherData { facts in
+            let server = server.value
+            server.answer(client, AdminReply(status: server.process.status(facts)))
+        }
+    }
+
+    private func answer(_ client: Int32, _ reply: AdminReply) {
+        guard clients[client] != nil else { return }
+        guard var data = try? JSONEncoder().encode(reply) else { return drop(client) }
+        data.append(UInt8(ascii: "\n"))
+        // Fits the socket's buffer; a client that does not read is dropped.
+        let sent = unsafe data.withUnsafeBytes { unsafe write(client, $0.baseAddress, $0.count) }
+        if sent != data.count { drop(client) }
+    }
+}

@@ -1,0 +1,96 @@
+public import Configuration
+public import Format
+import Foundation
+import Glibc
+import Journal
+public import Logging
+import Quorum
+import Tree
+
+/// `lockstep init` and `lockstep adopt`: what an administrator does once, before the daemon runs on a node.
+public enum NodePreparation {
+    /// Makes this node the one that has the data: journal, votes with the first decision (this node alone), numbers for
+    /// the files that are there.
+    ///
+    /// Steps in an order that a crash may break off anywhere: the votes come last, and without them the daemon does not
+    /// start; a second run goes on.
+    public static func first(
+        _ configuration: MirrorConfiguration, node: NodeID, logger: Logger,
+        progress: ((_ written: Int, _ total: Int) -> Void)? = nil
+    ) throws -> MirrorID {
+        try makeDirectories(configuration)
+        let votes = VoteFile(path: StateFiles.votes(configuration))
+        guard try votes.load() == nil else {
+            throw StartError(
+                "this node already has a part in mirror \(configuration.name) (\(votes.path)). Start it with "
+                    + "`systemctl start lockstepd@\(configuration.name)`; to begin anew, remove \(configuration.state)")
+        }
+        var generator = SystemRandomNumberGenerator()
+        let mirror = MirrorID(random: &generator)
+        try discardJournal(configuration)
+        let tree = try PlainTree(
+            backing: configuration.backing, state: configuration.state, opening: .create, logger: logger)
+        var allocator = FileIDAllocator(epoch: Epoch(rawValue: 1))
+        let adopted = try tree.adoptScan(allocator: &allocator, retagging: true)
+        try tree.sync()
+        try tree.close()
+        // Files that were there before the first record cannot be caught up from the journal: a log that begins at
+        // record 1 instead of 0 makes the other node compare.
+        try makeJournal(
+            configuration, node: node, mirror: mirror, base: adopted > 0 ? Seq(rawValue: 1) : .zero,
+            isIncomplete: false, logger: logger, progress: progress)
+        try votes.store(
+            AcceptorState.genesis(mirror: mirror, name: configuration.name, node: node, birth: generator.next()))
+        logger.notice("mirror \(configuration.name) begins here", metadata: ["id": "\(mirror)", "files": "\(adopted)"])
+        return mirror
+    }
+
+    /// Prepares this node to be filled from the other one. What is in its backing directory will be made equal to the
+    /// other node's: files that are equal already are not sent.
+    public static func join(_ configuration: MirrorConfiguration, node: NodeID, logger: Logger) throws {
+        try makeDirectories(configuration)
+        guard try VoteFile(path: StateFiles.votes(configuration)).load() == nil else {
+            throw StartError(
+                "this node already has a part in mirror \(configuration.name) "
+                    + "(\(StateFiles.votes(configuration))); just start it")
+        }
+        try discardJournal(configuration)
+        let tree = try PlainTree(
+            backing: configuration.backing, state: configuration.state, opening: .create, logger: logger)
+        try tree.close()
+        guard FileManager.default.createFile(atPath: StateFiles.joining(configuration), contents: Data()) else {
+            throw StartError("cannot write \(StateFiles.joining(configuration))")
+        }
+    }
+
+    /// A journal without votes belongs to nobody: a preparation that was broken off.
+    private static func discardJournal(_ configuration: MirrorConfiguration) throws {
+        let path = StateFiles.journal(configuration)
+        guard unsafe access(path, F_OK) == 0 else { return }
+        guard unsafe unlink(path) == 0 else { throw StartError(unsafe "cannot remove \(path): \(String(cString: strerror(errno)))") }
+    }
+
+    private static func makeDirectories(_ configuration: MirrorConfiguration) throws {
+        for directory in [configuration.state, configuration.backing, configuration.path] {
+            do {
+                try FileManager.default.createDirectory(
+                    atPath: directory, withIntermediateDirectories: true, attributes: nil)
+            } catch {
+                throw StartError("cannot create \(directory): \(error.localizedDescription)")
+            }
+        }
+        unsafe chmod(configuration.state, 0o700)
+    }
+
+    static func makeJournal(
+        _ configuration: MirrorConfiguration, node: NodeID, mirror: MirrorID, base: Seq = .zero, isIncomplete: Bool,
+        logger: Logger, progress: ((_ written: Int, _ total: Int) -> Void)? = nil
+    ) throws {
+        var time = timespec()
+        unsafe clock_gettime(CLOCK_REALTIME, &time)
+        try Journal.create(
+            path: StateFiles.journal(configuration), size: Int(configuration.journal.sizeBytes), mirror: mirror,
+            node: node, time: Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec), base: base,
+            isIncomplete: isIncomplete, progress: progress)
+    }
+}

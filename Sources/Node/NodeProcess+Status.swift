@@ -1,0 +1,172 @@
+import Configuration
+import Foundation
+import Format
+import Glibc
+import Quorum
+
+/// What the data thread contributes to the status.
+struct DataFacts: Sendable {
+    var peer: NodeStatus.Peer
+    var log: NodeStatus.Log
+    var resync: NodeStatus.Resync?
+    var statements: [String]
+    var isComplete: Bool
+}
+
+extension DataPlane {
+    var facts: DataFacts {
+        let follower = log.core.follower
+        let behind = follower.map { UInt64(max(0, log.core.last - $0.durable)) }
+        let progress = resync?.progress
+        var back = returnFacts
+        if let progress {
+            back?.phase = progress.phase
+            back?.bytesDone = progress.bytesDone
+            back?.bytesTotal = progress.bytesTotal
+        }
+        return DataFacts(
+            peer: NodeStatus.Peer(
+                name: configuration.node(node.peer).name, connected: link.connection != nil, stage: link.stageName,
+                behindRecords: behind, remainingSeconds: remainingSeconds, sentBytes: link.sentBytes,
+                receivedBytes: link.receivedBytes, refusedMessages: link.refusedMessages),
+            log: NodeStatus.Log(
+                engine: reactor.engineName, lastSeq: log.lastSeq.rawValue, durableSeq: log.core.ownDurable.rawValue,
+                committedSeq: log.committed.rawValue, appliedSeq: log.applied.rawValue,
+                checkpointSeq: journal.checkpointSeq.rawValue, oldestSeq: journal.oldestSeq.rawValue,
+                journalFreeBytes: UInt64(max(0, journal.freeBytes)), batches: log.statistics.batches,
+                records: log.statistics.records, payloadBytes: log.statistics.payloadBytes,
+                batchesBySize: log.statistics.batchesBySize),
+            resync: back,
+            statements: journal.superblock.statements.map { statement in
+                let date = Date(timeIntervalSince1970: Double(statement.time) / 1e9)
+                return "\(ISO8601DateFormatter().string(from: date)): \(statement.kind), epoch \(statement.epoch)"
+            },
+            isComplete: !link.isIncomplete)
+    }
+}
+
+extension NodeProcess {
+    /// Control thread.
+    func status(_ facts: DataFacts?) -> NodeStatus {
+        let control = controlPlane
+        let role = control.role
+        let now = control.reactor.now
+        let decision = role?.decision
+        let names = { [configuration] (set: NodeSet) in
+            NodeID.allCases.filter { set.contains($0) }.map { configuration.node($0).name }
+        }
+        let inSync = decision?.inSync == .both
+        let remaining = control.leaseUntil > now ? Int((control.leaseUntil - now) / 1_000_000) : nil
+        return NodeStatus(
+            mirror: configuration.name, mirrorID: "\(control.member.state?.mirror ?? .none)",
+            node: configuration.node(node).name, role: role?.role.rawValue ?? "WAIT",
+            color: color(role, facts), reason: role.map { RoleText.code($0.reason) } ?? "starting",
+            explanation: role.map { RoleText.explain($0, configuration: configuration, now: now) } ?? "starting",
+            sinceSeconds: role.map { Double(now - min(now, $0.since)) / 1e9 } ?? 0, inSync: inSync,
+            inSyncNodes: decision.map { names($0.inSync) } ?? [],
+            primary: decision.map { configuration.node($0.primary).name }, epoch: decision?.epoch.rawValue ?? 0,
+            decision: decision?.sequence ?? 0, mode: configuration.mode.rawValue, path: configuration.path,
+            leaseRemainingMilliseconds: remaining, peer: facts?.peer ?? emptyPeer, witness: witness(control, now),
+            addresses: configuration.addresses.map {
+                NodeStatus.Address(address: $0.text, held: control.addressesHeld)
+            },
+            application: control.application.state.rawValue, applicationMessage: control.application.message,
+            log: facts?.log, resync: facts?.resync, lastTakeover: control.lastTakeover,
+            statements: facts?.statements ?? [], problem: control.problem, residentBytes: NodeProcess.residentBytes,
+            processID: getpid())
+    }
+
+    private var emptyPeer: NodeStatus.Peer {
+        NodeStatus.Peer(
+            name: configuration.node(node.peer).name, connected: false, stage: "disconnected", behindRecords: nil,
+            remainingSeconds: nil, sentBytes: 0, receivedBytes: 0, refusedMessages: 0)
+    }
+
+    private func color(_ role: RoleState?, _ facts: DataFacts?) -> String {
+        guard let role, controlPlane.problem.isEmpty else { return "red" }
+        switch (role.role, role.reason) {
+        case (.primary, .none), (.secondary, .none), (.alone, .none): return "green"
+        case (.primary, _), (.secondary, _), (.alone, _): return "orange"
+        case (.wait, .asking), (.wait, .catchingUp), (.wait, .restartGrant), (.wait, .handedOver): return "orange"
+        case (.stop, _), (.wait, _), (.frozen, _): return "red"
+        }
+    }
+
+    private func witness(_ control: ControlPlane, _ now: UInt64) -> NodeStatus.Witness {
+        let address = "\(configuration.witness)"
+        switch control.witness {
+        case .unknown: return NodeStatus.Witness(address: address, state: "unknown", silentSeconds: nil)
+        case .answering: return NodeStatus.Witness(address: address, state: "answering", silentSeconds: nil)
+        case .silent(let since):
+            return NodeStatus.Witness(
+                address: address, state: "silent", silentSeconds: Double(now - min(now, since)) / 1e9)
+        case .empty: return NodeStatus.Witness(address: address, state: "empty", silentSeconds: nil)
+        case .nameTaken: return NodeStatus.Witness(address: address, state: "nameTaken", silentSeconds: nil)
+        }
+    }
+
+    static var residentBytes: UInt64 {
+        guard let text = try? String(contentsOfFile: "/proc/self/statm", encoding: .utf8) else { return 0 }
+        let fields = text.split(separator: " ")
+        return fields.count > 1 ? (UInt64(fields[1]) ?? 0) * UInt64(sysconf(Int32(_SC_PAGESIZE))) : 0
+    }
+}
+
+/// Roles and reasons in words.
+enum RoleText {
+    static func code(_ reason: RoleReason) -> String {
+        switch reason {
+        case .none: "none"
+        case .notSeeded: "notSeeded"
+        case .asking: "asking"
+        case .restartGrant: "restartGrant"
+        case .waitingForMerge: "waitingForMerge"
+        case .behind: "behind"
+        case .noSecondVoter: "noSecondVoter"
+        case .leaseElsewhere: "leaseElsewhere"
+        case .witnessNeeds: "witnessNeeds"
+        case .catchingUp: "catchingUp"
+        case .opening: "opening"
+        case .leaseLost: "leaseLost"
+        case .draining: "draining"
+        case .handedOver: "handedOver"
+        case .byAdministrator: "byAdministrator"
+        case .ownDiskFailed: "ownDiskFailed"
+        }
+    }
+
+    static func explain(_ state: RoleState, configuration: MirrorConfiguration, now: UInt64) -> String {
+        let name = { (node: NodeID) in configuration.node(node).name }
+        let seconds = { (until: UInt64) in until > now ? (until - now + 999_999_999) / 1_000_000_000 : 0 }
+        switch state.reason {
+        case .none:
+            switch state.role {
+            case .primary: return "serves; both nodes hold every acknowledged write"
+            case .alone: return "serves alone; the other node is not in sync"
+            case .secondary: return "stands by, in sync"
+            default: return "ready"
+            }
+        case .notSeeded: return "has no part in the mirror yet: waits for the other node to bring it in"
+        case .asking: return "asks the other rooms for the recorded decision"
+        case .restartGrant(let until):
+            return "restarted; an earlier process may have promised the lease, for \(seconds(until)) s more"
+        case .waitingForMerge(let node, let until):
+            let what = "waits for \(name(node)), which may hold writes that this node lacks"
+            guard let until else { return what + "; `loneRestartSeconds` in the configuration says to wait for ever" }
+            return what + "; serves without it in \(seconds(until)) s"
+        case .behind(let node): return "its files are behind: waits for \(name(node)), which alone has every write"
+        case .noSecondVoter: return "reaches neither the other node nor the witness: check the network of this room"
+        case .leaseElsewhere: return "a voter says that the other node serves, but it cannot be heard here"
+        case .witnessNeeds(let node): return "the witness has lost its memory and needs \(name(node)) to get it back"
+        case .catchingUp: return "follows, and is not in sync yet"
+        case .opening: return "becomes primary: waits until the other node follows, or is removed"
+        case .leaseLost:
+            return "the lease was lost: writes wait, the address is gone; goes on when the other node or the witness "
+                + "can be reached"
+        case .draining: return "the application is being stopped for a planned move"
+        case .handedOver: return "has handed over; the other node is about to serve"
+        case .byAdministrator: return "stopped by an administrator; `lockstep start` brings it back"
+        case .ownDiskFailed: return "its journal or its files failed: see `problem`, mend the disk, then restart lockstepd"
+        }
+    }
+}
