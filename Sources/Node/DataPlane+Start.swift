@@ -82,12 +82,22 @@ extension DataPlane {
     private static func replay(_ journal: Journal, _ tree: PlainTree, through committed: Seq, logger: Logger) throws {
         guard committed > journal.checkpointSeq else { return }
         let started = BootClock.now
-        var next = journal.checkpointSeq.next
-        try tree.replay(through: committed) { () throws -> [Batch] in
-            guard next <= committed else { return [] }
-            let batches = try journal.read(from: next, limitBytes: replayReadBytes)
-            if let last = batches.last { next = last.lastSeq.next }
-            return batches
+        let checkpoint = journal.checkpointSeq
+        _ = try tree.replay(after: checkpoint, through: committed) { (visit) throws(TreeError) in
+            var next = checkpoint.next
+            while next <= committed {
+                let batches: [Batch]
+                do {
+                    batches = try journal.read(from: next, limitBytes: replayReadBytes)
+                } catch {
+                    throw TreeError(
+                        "read record \(next) from the journal", "\(error)", code: EIO,
+                        remedy: "`lockstep-dump --verify` says what is readable")
+                }
+                guard let last = batches.last else { return }
+                for batch in batches { try visit(batch) }
+                next = last.lastSeq.next
+            }
         }
         logger.notice(
             "plain files brought to record \(committed) from \(journal.checkpointSeq)",
@@ -101,7 +111,7 @@ extension DataPlane {
         while next <= journal.lastSeq {
             let more = try journal.read(from: next, limitBytes: replayReadBytes)
             guard let last = more.last else { break }
-            batches += more.filter { $0.firstSeq >= next }
+            batches += more
             next = last.lastSeq.next
         }
         return batches
