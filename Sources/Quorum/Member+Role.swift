@@ -75,7 +75,9 @@ extension Member {
         case .serving:
             if isFrozen { return (.frozen, .leaseLost) }
             return (known?.inSync == .both ? .primary : .alone, .none)
-        case .draining: return (known?.inSync == .both ? .primary : .alone, .draining)
+        case .draining:
+            if isFrozen { return (.frozen, .leaseLost) }
+            return (known?.inSync == .both ? .primary : .alone, .draining)
         case .standby: return standbyRole
         }
     }

@@ -137,6 +137,7 @@ extension Member {
         followingSaid = false
         leaseAsked = 0
         statusSentAt = 0
+        effects.append(.prepareToServe(decision))
         putInForce([decision.inSync], flushFirst: false, then: nil, effects: &effects)
         tendLease(effects: &effects)
     }
@@ -251,6 +252,8 @@ extension Member {
         policyPending = nil
         policyToken += 1
         peerFollowing = nil
+        following = nil
+        followingSaid = false
         mode = .closing(next: next)
         effects.append(.close(reason))
     }
@@ -289,15 +292,24 @@ extension Member {
         case .requestSwap: requestSwap(effects: &effects)
         case .requestStop: requestStop(effects: &effects)
         case .requestStart:
-            if case .stopped(let diskFailed) = mode {
-                if diskFailed {
-                    effects.append(
-                        .adminRefused("this node's disk failed: repair it and restart the daemon"))
-                } else {
-                    mode = .standby
-                    nextRoundAt = now
-                }
-            }
+            requestStart(effects: &effects)
+        default: break
+        }
+    }
+
+    /// Starts a stopped node; takes back a stop that is not finished.
+    private mutating func requestStart(effects: inout [MemberEffect]) {
+        switch mode {
+        case .stopped(diskFailed: false):
+            mode = .standby
+            nextRoundAt = now
+        case .closing(.stopped(diskFailed: false)): mode = .closing(next: .standby)
+        case .closing(.handedOver) where !isDiskFailed: mode = .closing(next: .handedOver(stop: false))
+        case .handedOver(let until, _) where !isDiskFailed: mode = .handedOver(until: until, stop: false)
+        case .stopped, .closing(.stopped), .closing(.handedOver), .handedOver:
+            effects.append(.adminRefused("this node's disk failed: repair it, then restart the daemon"))
+        case .draining(stop: true, _):
+            effects.append(.adminRefused("the application is being stopped: wait until status shows STOP, then start"))
         default: break
         }
     }
@@ -305,6 +317,10 @@ extension Member {
     private mutating func requestSwap(effects: inout [MemberEffect]) {
         guard mode == .serving, let known else {
             effects.append(.adminRefused("node \(node) is not serving: ask the node that is"))
+            return
+        }
+        guard hasLease else {
+            effects.append(.adminRefused("node \(node) has no lease: no two of the three rooms can be heard; mend the network first"))
             return
         }
         guard known.inSync == .both, possible.count == 1, peerSilentSince == nil, heardAt[peer] != nil else {

@@ -186,8 +186,16 @@ public struct Member: Sendable {
             peerSilence = silence
             peerFollowing = nil
             isPeerCaughtUp = false
-        case .peerBack: peerSilentSince = nil
-        case .peerFollows(let epoch): peerFollowing = epoch
+        case .peerBack:
+            // To a node that serves, the other one is back only when it follows: a link to a node that takes no records
+            // is no reason to hold writes.
+            switch mode {
+            case .serving, .draining: break
+            default: peerSilentSince = nil
+            }
+        case .peerFollows(let epoch):
+            peerFollowing = epoch
+            if epoch == known?.epoch { peerSilentSince = nil }
         case .peerCaughtUp(let reached): isPeerCaughtUp = reached
         default: break
         }

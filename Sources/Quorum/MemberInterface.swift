@@ -46,7 +46,7 @@ public enum MemberEvent: Sendable {
     case merged
     /// The data link to the other node cannot be used.
     case peerSilent(PeerSilence)
-    /// The data link to the other node can be used again.
+    /// The data link to the other node can be used again (also the first time).
     case peerBack
     /// The other node has cut its log to mine in this epoch and follows it. Ends with `peerSilent`.
     case peerFollows(Epoch)
@@ -132,8 +132,12 @@ public enum MemberEffect: Sendable {
     case send(Voter, QuorumMessage)
     /// Put this rule in force for every acknowledgement from now on, THEN report `policyInForce`.
     case setPolicy(AckPolicy, token: UInt64)
+    /// Recorded as primary in this decision, not open yet: follow nobody any more, acknowledge nothing to anybody, and
+    /// have the other node cut to this log in this epoch (then `peerFollows`).
+    case prepareToServe(Decision)
     /// Start to serve: make the inherited records durable, THEN write the epoch-start record, THEN open the
-    /// directory and start the application. Nothing is acknowledged beyond the lease.
+    /// directory and start the application. Nothing is acknowledged beyond the lease. The epoch may be later than that
+    /// of `prepareToServe` (the other node was removed meanwhile); it then has to cut to this log anew, in this epoch.
     case serve(Decision, Inheritance)
     /// The in-sync set has shrunk while this node serves: write a new epoch-start record.
     case epochChanged(Decision)
@@ -148,7 +152,8 @@ public enum MemberEffect: Sendable {
     case drain
     /// Stop serving now: let no acknowledgement leave any more, THEN report `closed`. Until then the leases are kept.
     case close(CloseReason)
-    /// Take records from this node, in the epoch of the decision; cut what it does not have.
+    /// Take records from this node, in the epoch of the decision; cut what it does not have. Comes again with each new
+    /// decision; within one epoch there is nothing to cut again.
     case follow(NodeID, Decision?)
     /// The role or its reason has changed.
     case role(RoleState)

@@ -1,1 +1,69 @@
+import Quorum
 import Testing
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+/// How many worlds: LOCKSTEP_SEEDS in the environment, for long runs.
+private var seedCount: UInt64 {
+    getenv("LOCKSTEP_SEEDS").flatMap { unsafe UInt64(String(cString: $0)) } ?? 100
+}
+private var firstSeed: UInt64 {
+    getenv("LOCKSTEP_FIRST_SEED").flatMap { unsafe UInt64(String(cString: $0)) } ?? 1
+}
+
+func stormOptions(_ seed: UInt64) -> WorldOptions {
+    var options = WorldOptions()
+    if seed % 2 == 0 { options.loneRestart = 6000 }
+    if seed % 5 == 0 { options.loss = 100 }
+    if seed % 7 == 0 { options.late = 100 }
+    return options
+}
+
+@Suite struct SimulationTests {
+    @Test(arguments: 0..<4)
+    func stormsOfFaultsLoseNothingAndEnd(part: UInt64) {
+        for seed in firstSeed..<firstSeed + seedCount where seed % 4 == part {
+            let world = World(seed: seed, options: stormOptions(seed))
+            world.storm(milliseconds: 25_000)
+            #expect(world.violations.isEmpty, "seed \(seed)")
+        }
+    }
+}
+
+@Test func replay() {
+    guard let seed = getenv("LOCKSTEP_REPLAY").flatMap({ unsafe UInt64(String(cString: $0)) }) else { return }
+    var options = stormOptions(seed)
+    options.traces = true
+    let world = World(seed: seed, options: options)
+    world.storm(milliseconds: 25_000)
+    for line in world.trace { print(line) }
+    print("votes", world.chosen.count)
+    print(world.violations, world.acknowledged.count, world.openings.count, world.forgiven, world.now / ms)
+}
+
+/// The simulator is worth something only if it finds what is wrong. Each of these faults is planted in the model around
+/// the cores, and some world must notice.
+@Suite struct PlantedBugTests {
+    private func seedThatFinds(_ bug: PlantedBug, within seeds: UInt64) -> (seed: UInt64, what: String)? {
+        for seed in 1...seeds {
+            var options = stormOptions(seed)
+            options.bugs = [bug]
+            let world = World(seed: seed, options: options)
+            world.storm(milliseconds: 25_000)
+            if let first = world.violations.first, !world.isStuck { return (seed, first) }
+        }
+        return nil
+    }
+
+    @Test(arguments: [
+        PlantedBug.acknowledgesWithoutLease, .aloneFromMemory, .addsNodeFromMemory, .answersBeforeWriting,
+        .voterForgetsGrants, .witnessReinventsItself,
+    ])
+    func isFoundByTheSimulator(bug: PlantedBug) {
+        let found = seedThatFinds(bug, within: 3000)
+        #expect(found != nil, "\(bug) was not found")
+        if let found { print("\(bug): seed \(found.seed), \(found.what)") }
+    }
+}

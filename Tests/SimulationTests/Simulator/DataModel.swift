@@ -1,0 +1,328 @@
+import Quorum
+
+/// A record of the model: an epoch start (negative) or a client's write (its number).
+struct ModelRecord: Equatable {
+    var epoch: Epoch
+    var id: Int
+}
+
+/// What the two data sides say to each other, on a link that keeps order within one session.
+enum DataMessage {
+    case hello(log: [ModelRecord], leads: Bool)
+    case follow(Epoch, log: [ModelRecord])
+    case follows(Epoch, received: Int)
+    case append(Epoch, index: Int, ModelRecord)
+    case ack(Epoch, received: Int, durable: Int)
+}
+
+/// What the data side asks of the world around it.
+enum DataOutput {
+    case event(MemberEvent)
+    case send(DataMessage)
+    /// Make the first `count` records durable; `flushed` follows.
+    case flush(count: Int)
+    case acknowledged(id: Int, fsync: Bool)
+    case opened(Decision, Inheritance)
+    case breakLink
+}
+
+/// The data side of one node, as the member sees it: what it received, what is on its disk, what it acknowledged.
+///
+/// A stand-in for replication and journal, of the smallest size that can lose a write in each of the ways in which they
+/// could. The pure replication core can take its place: it takes the same effects and gives the same events.
+struct DataModel {
+    enum Role: Equatable {
+        case idle, following, opening, starting, primary
+    }
+    struct Waiting {
+        var index: Int
+        var id: Int
+        var fsync: Bool
+        var since: UInt64
+    }
+
+    // On the disk.
+    var log: [ModelRecord] = []
+    var durable = 0
+    var isComplete = false
+
+    // In memory.
+    var role = Role.idle
+    var epoch = Epoch.none
+    var decision: Decision?
+    var inheritance = Inheritance.complete
+    var linkUp = false
+    var followed: Epoch?
+    var offered: (Epoch, [ModelRecord])?
+    var policy = AckPolicy(possible: [], flushFirst: false)
+    var policyToken: UInt64?
+    var policyFlush = 0
+    var lease: UInt64 = 0
+    var isFrozen = false
+    var isDraining = false
+    var drainSince: UInt64 = 0
+    var waiting: [Waiting] = []
+    var acknowledged = 0
+    var peerFollows = false
+    var peerReceived = 0
+    var peerDurable = 0
+    var saidCaughtUp = false
+    var flushing = 0
+    let node: NodeID
+    let bugs: Set<PlantedBug>
+
+    init(node: NodeID, bugs: Set<PlantedBug>) {
+        self.node = node
+        self.bugs = bugs
+    }
+
+    /// The process dies; what was only in memory is gone.
+    mutating func crash() {
+        var next = DataModel(node: node, bugs: bugs)
+        next.log = Array(log.prefix(durable))
+        next.durable = durable
+        next.isComplete = isComplete && durable == log.count
+        self = next
+    }
+
+    var leads: Bool { role == .opening || role == .starting || role == .primary }
+    /// Could acknowledge right now.
+    func mayAcknowledge(now: UInt64) -> Bool {
+        role == .primary && !isFrozen && (now < lease || bugs.contains(.acknowledgesWithoutLease))
+    }
+
+    // MARK: From the member
+
+    mutating func take(_ effect: MemberEffect, now: UInt64, out: inout [DataOutput]) {
+        switch effect {
+        case .setPolicy(let policy, let token):
+            self.policy = policy
+            policyToken = token
+            policyFlush = policy.flushFirst ? log.count : 0
+            withdrawCaughtUp(&out)
+        case .prepareToServe(let decision):
+            role = .opening
+            epoch = decision.epoch
+            self.decision = decision
+            forgetPeer()
+            if linkUp { out.append(.send(.follow(epoch, log: log))) }
+        case .serve(let decision, let inheritance):
+            role = .starting
+            if epoch != decision.epoch {
+                epoch = decision.epoch
+                forgetPeer()
+                if linkUp { out.append(.send(.follow(epoch, log: log))) }
+            }
+            self.decision = decision
+            self.inheritance = inheritance
+        case .epochChanged(let decision):
+            epoch = decision.epoch
+            forgetPeer()
+            append(ModelRecord(epoch: epoch, id: -Int(epoch.rawValue)), fsync: false, now: now, out: &out)
+            // The link that was given up is not used any more: a new session starts with a new hello.
+            out.append(.breakLink)
+        case .lease(let until): lease = until
+        case .freeze: isFrozen = true
+        case .thaw: isFrozen = false
+        case .drain:
+            isDraining = true
+            drainSince = now
+        case .close(let reason):
+            role = .idle
+            isFrozen = false
+            isDraining = false
+            waiting = []
+            followed = nil
+            if case .stopped = reason { isComplete = durable == log.count }
+            out.append(.event(.closed))
+        case .follow(_, let decision):
+            guard role != .following || followed != decision?.epoch else { break }  // the same life: nothing to cut
+            followed = decision?.epoch
+            role = .following
+            if let offered, offered.0 == followed { followNow(offered.0, offered.1, out: &out) }
+        default: break
+        }
+        advance(now: now, out: &out)
+    }
+
+    private mutating func forgetPeer() {
+        peerFollows = false
+        peerReceived = 0
+        peerDurable = 0
+        saidCaughtUp = false
+    }
+
+    /// Rule 11: the flag is withdrawn before the policy is reported in force, if the other disk lags behind.
+    private mutating func withdrawCaughtUp(_ out: inout [DataOutput]) {
+        if saidCaughtUp, !isPeerCaughtUp {
+            saidCaughtUp = false
+            out.append(.event(.peerCaughtUp(false)))
+        }
+    }
+
+    private var isPeerCaughtUp: Bool {
+        let reached = bugs.contains(.addsNodeFromMemory) ? peerReceived : peerDurable
+        return peerFollows && reached >= acknowledged && reached > 0
+    }
+
+    // MARK: The link
+
+    mutating func linkChanged(up: Bool, out: inout [DataOutput]) {
+        linkUp = up
+        offered = nil
+        forgetPeer()
+        if up {
+            out.append(.event(.peerBack))
+            out.append(.send(.hello(log: log, leads: leads)))
+            if leads { out.append(.send(.follow(epoch, log: log))) }
+        } else {
+            out.append(.event(.peerSilent(.linkLost)))
+        }
+    }
+
+    mutating func receive(_ message: DataMessage, now: UInt64, out: inout [DataOutput]) {
+        switch message {
+        case .hello(let theirs, let peerLeads): merge(theirs, peerLeads: peerLeads, out: &out)
+        case .follow(let epoch, let theirs):
+            offered = (epoch, theirs)
+            if role == .following, followed == epoch { followNow(epoch, theirs, out: &out) }
+        case .follows(let epoch, let received):
+            guard leads, epoch == self.epoch else { return }
+            peerFollows = true
+            peerReceived = received
+            out.append(.event(.peerFollows(epoch)))
+            // What was appended since the log was sent.
+            for index in received..<max(received, log.count) {
+                out.append(.send(.append(epoch, index: index, log[index])))
+            }
+        case .append(let epoch, let index, let record):
+            guard role == .following, followed == epoch, offered?.0 == epoch, index <= log.count else { return }
+            if index == log.count { log.append(record) }
+            isComplete = false
+            out.append(.send(.ack(epoch, received: log.count, durable: durable)))
+        case .ack(let epoch, let received, let durable):
+            guard leads, epoch == self.epoch, peerFollows else { return }
+            peerReceived = max(peerReceived, received)
+            peerDurable = max(peerDurable, durable)
+        }
+        advance(now: now, out: &out)
+    }
+
+    /// Two logs meet and neither side leads: the one that is behind, by (last epoch, length), takes the other.
+    private mutating func merge(_ theirs: [ModelRecord], peerLeads: Bool, out: inout [DataOutput]) {
+        guard !peerLeads else { return }
+        guard role == .idle || role == .following || role == .opening else { return }
+        let mine = (log.last?.epoch ?? .none, log.count)
+        if mine < (theirs.last?.epoch ?? .none, theirs.count) {
+            replaceLog(theirs)
+            if role == .opening { out.append(.send(.follow(epoch, log: log))) }
+        }
+        out.append(.event(.merged))
+    }
+
+    private mutating func followNow(_ epoch: Epoch, _ theirs: [ModelRecord], out: inout [DataOutput]) {
+        replaceLog(theirs)
+        offered = (epoch, theirs)
+        out.append(.event(.merged))
+        out.append(.send(.follows(epoch, received: log.count)))
+        out.append(.send(.ack(epoch, received: log.count, durable: durable)))
+    }
+
+    private mutating func replaceLog(_ theirs: [ModelRecord]) {
+        var common = 0
+        while common < min(log.count, theirs.count), log[common] == theirs[common] { common += 1 }
+        log = theirs
+        durable = min(durable, common)
+        flushing = 0
+        isComplete = false
+    }
+
+    // MARK: Writes
+
+    mutating func write(id: Int, fsync: Bool, now: UInt64, out: inout [DataOutput]) {
+        guard role == .primary, !isFrozen, !isDraining, waiting.count < 20 else { return }
+        waiting.append(Waiting(index: log.count, id: id, fsync: fsync, since: now))
+        append(ModelRecord(epoch: epoch, id: id), fsync: fsync, now: now, out: &out)
+        advance(now: now, out: &out)
+    }
+
+    private mutating func append(_ record: ModelRecord, fsync: Bool, now: UInt64, out: inout [DataOutput]) {
+        log.append(record)
+        isComplete = false
+        if peerFollows { out.append(.send(.append(epoch, index: log.count - 1, record))) }
+    }
+
+    mutating func flushed(count: Int, now: UInt64, out: inout [DataOutput]) {
+        guard flushing == count else { return }  // the log was cut meanwhile
+        flushing = 0
+        durable = max(durable, count)
+        if role == .following, let followed, offered?.0 == followed {
+            out.append(.send(.ack(followed, received: log.count, durable: durable)))
+        }
+        advance(now: now, out: &out)
+    }
+
+    // MARK: Progress
+
+    mutating func advance(now: UInt64, out: inout [DataOutput]) {
+        if flushing == 0, durable < log.count {
+            flushing = log.count
+            out.append(.flush(count: log.count))
+        }
+        if let token = policyToken, durable >= policyFlush {
+            policyToken = nil
+            withdrawCaughtUp(&out)
+            out.append(.event(.policyInForce(token: token)))
+        }
+        // Inherited records are durable before the epoch-start record is.
+        if role == .starting, durable == log.count, let decision {
+            role = .primary
+            acknowledged = log.count
+            out.append(.opened(decision, inheritance))
+            append(ModelRecord(epoch: epoch, id: -Int(epoch.rawValue)), fsync: true, now: now, out: &out)
+        }
+        acknowledge(now: now, out: &out)
+        if leads, !saidCaughtUp, isPeerCaughtUp {
+            saidCaughtUp = true
+            out.append(.event(.peerCaughtUp(true)))
+        }
+        if peerFollows, let oldest = waiting.first, now > oldest.since + 800 * ms, peerReceived <= oldest.index {
+            out.append(.breakLink)
+        }
+        if isDraining { drain(now: now, out: &out) }
+    }
+
+    private mutating func acknowledge(now: UInt64, out: inout [DataOutput]) {
+        while let first = waiting.first, mayAcknowledge(now: now), satisfies(first) {
+            waiting.removeFirst()
+            acknowledged = max(acknowledged, first.index + 1)
+            out.append(.acknowledged(id: first.id, fsync: first.fsync))
+        }
+    }
+
+    private func satisfies(_ write: Waiting) -> Bool {
+        guard !policy.possible.isEmpty else { return false }
+        return policy.possible.allSatisfy { requirement in
+            if requirement.ownDisk || write.fsync, durable <= write.index,
+                !bugs.contains(.aloneFromMemory) || write.fsync
+            {
+                return false
+            }
+            guard requirement.inSync.contains(node.peer) else { return true }
+            return peerFollows && (write.fsync ? peerDurable : peerReceived) > write.index
+        }
+    }
+
+    private mutating func drain(now: UInt64, out: inout [DataOutput]) {
+        let needsPeer = policy.nodes.contains(node.peer)
+        if waiting.isEmpty, durable == log.count, !needsPeer || (peerFollows && peerDurable == log.count) {
+            isDraining = false
+            role = .starting  // takes no writes; `close` follows
+            decision = nil
+            out.append(.event(.drained))
+        } else if now > drainSince + 3000 * ms {
+            isDraining = false
+            out.append(.event(.drainFailed))
+        }
+    }
+}
