@@ -232,8 +232,9 @@ public struct QuorumMessage: Sendable, Hashable {
             accepted: Decision)
         /// The witness refuses a seed: it serves another mirror of the same name.
         case nameTaken(by: MirrorID)
-        /// One node to the other, every half second: what it does, and the newest decision it knows to be chosen.
-        case status(NodePhase, chosen: Decision?)
+        /// One node to the other, every half second: what it does, the newest decision it knows to be chosen, and what
+        /// it knows the witness to have answered, so that either node notices a witness that was put back.
+        case status(NodePhase, chosen: Decision?, witness: VoterMemory)
     }
 
     public init(sender: Incarnation, number: UInt64, echo: UInt64 = 0, body: Body) {
@@ -338,9 +339,10 @@ extension QuorumMessage.Body {
         case .nameTaken(let mirror):
             writer.put(Kind.nameTaken.rawValue)
             writer.put(mirror)
-        case .status(let phase, let chosen):
+        case .status(let phase, let chosen, let witness):
             writer.put(Kind.status.rawValue)
             writer.put(phase.rawValue)
+            writer.put(witness)
             writer.put(chosen != nil)
             if let chosen { writer.put(chosen) }
         }
@@ -432,7 +434,9 @@ extension QuorumMessage.Body {
             guard let phase = NodePhase(rawValue: try reader.get(UInt8.self, "node phase")) else {
                 throw DecodingError("unknown node phase", at: place)
             }
-            self = .status(phase, chosen: try reader.getBool("decision flag") ? try reader.getDecision() : nil)
+            let witness = try reader.getVoterMemory()
+            let chosen = try reader.getBool("decision flag") ? try reader.getDecision() : nil
+            self = .status(phase, chosen: chosen, witness: witness)
         }
     }
 

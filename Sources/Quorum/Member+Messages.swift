@@ -101,7 +101,10 @@ extension Member {
                         "the witness serves another mirror of this name (id \(other)) and refuses this one: give one of "
                             + "the two another name"))
             }
-        case .status(let phase, let chosen): receiveStatus(phase, chosen: chosen, effects: &effects)
+        case .status(let phase, let chosen, let witness):
+            memory.witness.note(accepted: witness.accepted)
+            memory.witness.note(promised: witness.promised)
+            receiveStatus(phase, chosen: chosen, effects: &effects)
         default: break
         }
     }
@@ -115,7 +118,9 @@ extension Member {
         emptyEcho[voter] = max(emptyEcho[voter], echo)
         guard emptyBirth[voter] != birth else { return }
         emptyBirth[voter] = birth
-        memory[voter] = VoterMemory()
+        // A node starts anew with whatever it is seeded with. The witness is remembered all the same: its next instance
+        // is above everything it ever answered, unless someone puts back an older state instead.
+        if voter != .witness { memory[voter] = VoterMemory() }
         effects.append(
             .log(.warning, "the voter \(voter) has no memory: it was installed anew, or its disk was put back"))
         if !proposer.isIdle {

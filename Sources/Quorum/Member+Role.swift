@@ -14,7 +14,7 @@ extension Member {
 
     /// Each half second, and at once when something changes.
     mutating func sayStatus(effects: inout [MemberEffect]) {
-        let body = QuorumMessage.Body.status(phase, chosen: known)
+        let body = QuorumMessage.Body.status(phase, chosen: known, witness: memory.witness)
         if statusSentAt == 0 || body != statusSent || now >= statusSentAt + timing.renewal {
             statusSentAt = now
             statusSent = body

@@ -51,6 +51,13 @@ extension Member {
         case .idle: break
         case .preparing:
             guard let current = proposer.newest else { return }
+            if let known, current.sequence < known.sequence {
+                // Two of three who know less than was chosen: one has forgotten. Another pair may still know.
+                effects.append(
+                    .log(.critical, "a voter has forgotten \(known): its disk was put back to an older state"))
+                loseRound(wait: nil)
+                return
+            }
             if let next = change(current, effects: &effects) {
                 proposer.propose(next)
                 ask(own, effects: &effects)

@@ -320,7 +320,9 @@ extension Member {
             return
         }
         guard hasLease else {
-            effects.append(.adminRefused("node \(node) has no lease: no two of the three rooms can be heard; mend the network first"))
+            effects.append(
+                .adminRefused(
+                    "node \(node) has no lease: no two of the three rooms can be heard; mend the network first"))
             return
         }
         guard known.inSync == .both, possible.count == 1, peerSilentSince == nil, heardAt[peer] != nil else {

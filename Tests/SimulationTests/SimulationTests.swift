@@ -36,6 +36,9 @@ func stormOptions(_ seed: UInt64) -> WorldOptions {
     guard let seed = getenv("LOCKSTEP_REPLAY").flatMap({ unsafe UInt64(String(cString: $0)) }) else { return }
     var options = stormOptions(seed)
     options.traces = true
+    if let bug = getenv("LOCKSTEP_BUG").map({ unsafe String(cString: $0) }) {
+        options.bugs = Set(PlantedBug.allCases.filter { "\($0)" == bug })
+    }
     let world = World(seed: seed, options: options)
     world.storm(milliseconds: 25_000)
     for line in world.trace { print(line) }

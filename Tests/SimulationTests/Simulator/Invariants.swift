@@ -47,7 +47,9 @@ extension World {
     /// One node serves, with the other in sync, and writes are acknowledged.
     var isHealthy: Bool {
         let serving = nodes.filter { $0.isUp && $0.data.mayAcknowledge(now: $0.clock(now)) }
-        guard serving.count == 1, let primary = serving.first, lastAcknowledgement + 1000 * ms > now else { return false }
+        guard serving.count == 1, let primary = serving.first, lastAcknowledgement + 1000 * ms > now else {
+            return false
+        }
         return primary.role?.role == .primary && self[primary.node.peer].role?.role == .secondary
             && primary.role?.inDoubt.isEmpty == true
     }
@@ -97,9 +99,12 @@ extension World {
         start(witness)
     }
 
-    /// The witness's disk is put back to an older state.
+    /// The witness's disk is put back to an older state. Only a node that remembers more can notice that, so both are
+    /// there, and for a while nothing else goes wrong. (If those who remember are gone, nobody can know.)
     func restoreWitness() {
         guard let backup = witness.backup else { return }
+        healEverything()
+        calmUntil = now + 9_000 * ms
         kill(witness)
         say("witness restored from a backup")
         witness.disk = backup
@@ -107,6 +112,7 @@ extension World {
     }
 
     func randomFault() {
+        guard now >= calmUntil else { return }
         switch random.next() % 26 {
         case 0, 1, 2: kill(nodes[Int(random.next() % 2)])
         case 3, 4, 5, 6: start(nodes[Int(random.next() % 2)])

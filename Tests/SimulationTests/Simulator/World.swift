@@ -2,7 +2,7 @@ import Quorum
 
 /// Faults of Lockstep itself that the simulator must find. They are planted in the model around the cores, never in
 /// them.
-enum PlantedBug: Hashable {
+enum PlantedBug: Hashable, CaseIterable {
     /// Acknowledges after the lease has ended.
     case acknowledgesWithoutLease
     /// Rule 2 broken: alone, it acknowledges from memory.
@@ -103,6 +103,7 @@ final class World {
     var chosen: [UInt64: Decision] = [:]
     var lastAcknowledgement: UInt64 = 0
     var isStormy = false
+    var calmUntil: UInt64 = 0
     /// The bounds on liveness were broken, not safety.
     var isStuck = false
 
@@ -291,7 +292,9 @@ final class World {
             node.role = role
             // Faults like best to come when something is under way.
             if isStormy, random.chance(120) { after(random.between(0, 150) * ms) { [unowned self] in stormFault() } }
-            say("\(node.node) \(role.role.rawValue) \(role.reason) \(role.inDoubt) \(role.decision.map { "\($0)" } ?? "-")")
+            say(
+                "\(node.node) \(role.role.rawValue) \(role.reason) \(role.inDoubt) \(role.decision.map { "\($0)" } ?? "-")"
+            )
         case .log(let level, let text):
             say("\(node.node) \(level): \(text)")
         case .witnessState(let state): say("\(node.node) witness \(state)")
@@ -327,7 +330,8 @@ final class World {
         let coin = random.chance(500)
         queue.plan(at: machine.writtenAt) { [unowned self] in
             // A write that was under way when the process died may or may not have reached the disk.
-            guard machine.process == process || (coin && !early && machine.process == process + 1 && !machine.isUp) else {
+            guard machine.process == process || (coin && !early && machine.process == process + 1 && !machine.isUp)
+            else {
                 return
             }
             machine.disk = state
@@ -394,7 +398,9 @@ final class World {
     private func tendLink() {
         let isCut = cut[0][1] || cut[1][0]
         if !sessionBroken, isCut { breakLink() }
-        guard sessionBroken, !isCut, nodes.allSatisfy({ $0.isUp && !$0.isPaused && $0.linkSession == 0 }) else { return }
+        guard sessionBroken, !isCut, nodes.allSatisfy({ $0.isUp && !$0.isPaused && $0.linkSession == 0 }) else {
+            return
+        }
         session += 1
         sessionBroken = false
         linkAt = [now, now]
@@ -425,7 +431,8 @@ final class World {
         }
         let target = self[node.node.peer]
         let index = Int(node.node.rawValue)
-        linkAt[index] = max(linkAt[index], now + random.between(options.delay.lowerBound, options.delay.upperBound) * ms)
+        linkAt[index] = max(
+            linkAt[index], now + random.between(options.delay.lowerBound, options.delay.upperBound) * ms)
         let number = session
         after(linkAt[index] - now, on: target) { [unowned self] in
             guard target.linkSession == number else { return }
