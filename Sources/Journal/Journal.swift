@@ -109,7 +109,9 @@ public final class Journal {
     /// decided durable. `report` says what that was; a damaged journal opens too, but only to be repaired.
     ///
     /// - Throws: when it must not be opened at all. Then nothing has been written.
-    public init(storage: any JournalStorage, mirror: MirrorID, node: NodeID, logger: Logger) throws(JournalError) {
+    public init(
+        storage: any JournalStorage, mirror: MirrorID, node: NodeID, logger: Logger = Logger(label: "lockstep.journal")
+    ) throws(JournalError) {
         let map = try JournalMap(image: storage, mirror: mirror)
         let scan = map.scan
         guard scan.superblock.node == node else {

@@ -65,6 +65,20 @@ extension BatchLocation {
     }
 }
 
+extension JournalImage {
+    /// The valid batch header at a file offset, if there is one.
+    public func header(at position: Int) -> BatchHeader? {
+        guard position >= 0, position % JournalLayout.pageBytes == 0, position + JournalLayout.pageBytes <= byteCount
+        else { return nil }
+        var unreadable: [Int] = []
+        let page = readPages(at: position, count: JournalLayout.pageBytes, unreadable: &unreadable)
+        guard let header = unsafe try? BatchHeader(decoding: page.constBytes.prefix(BatchHeader.byteCount)),
+            header.position == UInt64(position), position + header.diskLength <= byteCount
+        else { return nil }
+        return header
+    }
+}
+
 /// What lies at a header found by `JournalMap.everyHeader`.
 extension BatchHeader {
     public func inspect(in image: JournalImage) -> FoundBatch {

@@ -80,8 +80,11 @@ struct JournalScan {
             let count = min(chunk, layout.headerRingBytes - offset)
             let pages = image.readPages(at: layout.headerRingStart + offset, count: count, unreadable: &unreadable)
             for slot in stride(from: 0, to: count, by: JournalLayout.entryBytes) {
+                // Empty slots are most of them: seq and magic tell without a look at the rest.
+                let seq = unsafe pages.constBytes.loadUnaligned(fromByteOffset: slot, as: UInt64.self)
+                let magic = unsafe pages.constBytes.loadUnaligned(fromByteOffset: slot + 56, as: UInt32.self)
+                if seq == 0, magic == 0 { continue }
                 let bytes = unsafe pages.constBytes[slot..<slot + JournalLayout.entryBytes]
-                guard unsafe bytes.contains(where: { $0 != 0 }) else { continue }
                 let number = (offset + slot) / JournalLayout.entryBytes
                 let page = layout.bodyStart + number * JournalLayout.pageBytes
                 switch HeaderEntry.slot(unsafe Array(bytes)[...], page: page, layout: layout) {
@@ -208,8 +211,10 @@ struct JournalScan {
             let count = min(chunk, limit - distance, layout.bodyBytes - layout.bodyOffset(address))
             let pages = image.readPages(at: layout.fileOffset(address), count: count, unreadable: &unreadable)
             for offset in stride(from: 0, to: count, by: JournalLayout.pageBytes) {
+                let magic = unsafe pages.constBytes.loadUnaligned(fromByteOffset: offset, as: UInt64.self)
+                guard UInt64(littleEndian: magic) == BatchHeader.magic else { continue }
                 let bytes = unsafe pages.constBytes[offset..<offset + BatchHeader.byteCount]
-                guard unsafe bytes.first == 0x4C, let header = unsafe try? BatchHeader(decoding: bytes),
+                guard let header = unsafe try? BatchHeader(decoding: bytes),
                     isMine(header, at: address + offset), header.firstSeq >= expected
                 else { continue }
                 found.append((address + offset, header))

@@ -83,6 +83,8 @@ public struct JournalMap {
             let count = min(chunk, size - offset)
             let pages = image.readPages(at: offset, count: count, unreadable: &unreadable)
             for page in stride(from: 0, to: count, by: JournalLayout.pageBytes) {
+                let magic = unsafe pages.constBytes.loadUnaligned(fromByteOffset: page, as: UInt64.self)
+                guard UInt64(littleEndian: magic) == BatchHeader.magic else { continue }
                 let bytes = unsafe pages.constBytes[page..<page + BatchHeader.byteCount]
                 guard let header = unsafe try? BatchHeader(decoding: bytes),
                     header.position == UInt64(offset + page), offset + page + header.diskLength <= size
