@@ -71,7 +71,7 @@ let package = Package(
             name: "lockstep", dependencies: ["Node", "Configuration", arguments],
             path: "Tools/lockstep", swiftSettings: common),
         .executableTarget(
-            name: "lockstep-dump", dependencies: ["Journal", "Format", arguments],
+            name: "lockstep-dump", dependencies: ["CLinux", "Journal", "Format", arguments],
             path: "Tools/lockstep-dump", swiftSettings: common),
         .executableTarget(
             name: "lockstep-bench",

@@ -164,7 +164,9 @@ import Testing
             chains[maker.seq] = maker.chain
         }
         storage.settle()
-        for seq in 0...6 { #expect(journal.chain(at: Seq(rawValue: UInt64(seq))) == chains[Seq(rawValue: UInt64(seq))]) }
+        for seq in 0...6 {
+            #expect(journal.chain(at: Seq(rawValue: UInt64(seq))) == chains[Seq(rawValue: UInt64(seq))])
+        }
         #expect(journal.boundary(atOrBelow: Seq(rawValue: 3))?.seq == Seq(rawValue: 1))
         #expect(journal.boundary(atOrBelow: Seq(rawValue: 4))?.seq == Seq(rawValue: 4))
         #expect(journal.boundary(atOrBelow: .zero)?.seq == .zero)

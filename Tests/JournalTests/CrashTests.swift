@@ -54,7 +54,10 @@ import Testing
             case 0..<55:
                 let lengths = lengths(&generator)
                 let size = lengths.map { $0 > 1024 ? ($0 + 4095) / 4096 * 4096 : 0 }.reduce(2 * 4096, +)
-                guard journal.canAppend(size) else { storage.complete(); continue }
+                guard journal.canAppend(size) else {
+                    storage.complete()
+                    continue
+                }
                 maker.committed = journal.durableSeq
                 let batch = maker.make(lengths, fill: UInt8.random(in: 0...255, using: &generator))
                 model.batches.append((batch.firstSeq, batch.lastSeq, Contents(batch)))
@@ -112,7 +115,8 @@ import Testing
             try journal.append(batch)
             storage.settle(&generator)
             if journal.freeBytes < 12 << 20 {
-                journal.checkpoint(Seq(rawValue: journal.durableSeq.rawValue - UInt64.random(in: 0...5, using: &generator)))
+                journal.checkpoint(
+                    Seq(rawValue: journal.durableSeq.rawValue - UInt64.random(in: 0...5, using: &generator)))
                 storage.settle(&generator)
             }
         }

@@ -104,7 +104,8 @@ final class FakeStorage: JournalStorage {
     }
 
     func write(_ pieces: [UnsafeRawBufferPointer], at offset: Int, completion: @escaping (Int32) -> Void) {
-        pending.append(Pending(bytes: pieces.flatMap { Array($0) }, pieces: pieces, offset: offset, completion: completion))
+        pending.append(
+            Pending(bytes: pieces.flatMap { Array($0) }, pieces: pieces, offset: offset, completion: completion))
     }
 
     struct PowerCut: Error {}

@@ -1,0 +1,139 @@
+import ArgumentParser
+import Format
+import Foundation
+import Journal
+
+struct Dump: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "lockstep-dump",
+        abstract: "Show what is in a journal. Never writes; works on a live journal, a copy, and a damaged one.",
+        discussion: """
+            Without --verify it lists the superblock, the batches and their records. Everything that can be read is \
+            shown, and what cannot is named.
+
+            Exit status: 0 all is well; 1 the journal is damaged or would be refused; 2 it cannot be read at all, or \
+            wrong usage.
+            """)
+
+    @Argument(help: "The journal file or device, or a copy of one.")
+    var journal: String
+
+    @Option(help: ArgumentHelp("Only records with these numbers.", valueName: "A..B"))
+    var seq: SeqRange?
+
+    @Option(
+        help: ArgumentHelp("Only records of this file: its number (16 hex digits), name, or path.", valueName: "FILE"))
+    var file: String?
+
+    @Option(help: ArgumentHelp("Only records from this time on, such as 2026-01-31T12:00:00Z.", valueName: "TIME"))
+    var since: Moment?
+
+    @Option(help: ArgumentHelp("Only records before this time.", valueName: "TIME"))
+    var until: Moment?
+
+    @Option(help: ArgumentHelp("Take file names from the plain files here (their xattrs).", valueName: "DIR"))
+    var backing: String?
+
+    @Flag(help: "Say what recovery would decide, and why. Does not list records.")
+    var verify = false
+
+    @Flag(help: "Show the bytes of writes.")
+    var payload = false
+
+    @Flag(help: "One JSON object; one line per batch within it.")
+    var json = false
+
+    func run() throws {
+        let reader = try open()
+        let output: any Output = json ? JSONOutput(payload: payload) : TextOutput(payload: payload)
+        let map: JournalMap
+        do {
+            map = try JournalMap(image: reader, mirror: nil)
+        } catch {
+            try showRefused(reader, error, output)
+            throw ExitCode(1)
+        }
+        output.begin(journal: journal, superblocks: SuperblockSet(image: reader), report: map.report)
+        var complete = true
+        if !verify {
+            var listing = Listing(reader: reader, filter: try filter(), names: try names(), output: output)
+            complete = listing.list(map.segments)
+        }
+        output.end(report: map.report, verify: verify)
+        let isGood =
+            switch map.report.verdict {
+            case .intact, .tailCut: complete && !map.report.isIncomplete
+            case .damaged: false
+            }
+        if !isGood { throw ExitCode(1) }
+    }
+
+    /// Past the page cache when the file system can, because the journal is written that way.
+    private func open() throws -> JournalReader {
+        do {
+            return try JournalReader(path: journal)
+        } catch {
+            guard error.code == .system(EINVAL) else { throw error }
+            return try JournalReader(path: journal, direct: false)
+        }
+    }
+
+    /// No superblocks to go by: every batch that can be found by itself.
+    private func showRefused(_ reader: JournalReader, _ error: JournalError, _ output: any Output) throws {
+        output.refused(journal: journal, superblocks: SuperblockSet(image: reader), error: error)
+        if !verify {
+            var listing = Listing(reader: reader, filter: try filter(), names: try names(), output: output)
+            listing.list(JournalMap.everyHeader(in: reader))
+        }
+        output.end(report: nil, verify: verify)
+    }
+
+    private func filter() throws -> Filter {
+        Filter(
+            seqs: seq?.range, file: file, since: since?.nanoseconds, until: until?.nanoseconds)
+    }
+
+    private func names() throws -> Names {
+        var names = Names()
+        if let backing { try names.scan(backing) }
+        return names
+    }
+}
+
+/// `A..B`, `A..`, `..B` or `A`; both ends belong to it.
+struct SeqRange: ExpressibleByArgument {
+    let range: ClosedRange<UInt64>
+
+    init?(argument: String) {
+        if let one = UInt64(argument) {
+            range = one...one
+            return
+        }
+        guard let dots = argument.range(of: "..") else { return nil }
+        let low = argument[..<dots.lowerBound]
+        let high = argument[dots.upperBound...]
+        guard let from = low.isEmpty ? 0 : UInt64(low), let to = high.isEmpty ? UInt64.max : UInt64(high), from <= to
+        else { return nil }
+        range = from...to
+    }
+}
+
+/// A moment: ISO 8601 or seconds since 1970.
+struct Moment: ExpressibleByArgument {
+    let nanoseconds: Int64
+
+    init?(argument: String) {
+        if let seconds = Int64(argument), abs(seconds) < 1 << 33 {
+            nanoseconds = seconds * 1_000_000_000
+            return
+        }
+        let formatter = ISO8601DateFormatter()
+        var date = formatter.date(from: argument)
+        if date == nil {
+            formatter.formatOptions = [.withInternetDateTime, .withFractionalSeconds]
+            date = formatter.date(from: argument)
+        }
+        guard let date else { return nil }
+        nanoseconds = Int64((date.timeIntervalSince1970 * 1000).rounded()) * 1_000_000
+    }
+}
