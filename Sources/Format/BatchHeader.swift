@@ -131,7 +131,7 @@ public struct BatchHeader: Sendable, Hashable {
         }
         guard recordCount >= 1, recordCount <= BatchLimits.records, metaLength > BatchHeader.byteCount,
             metaLength <= BatchLimits.metaBytes, payloadPages <= BatchLimits.payloadPages, firstSeq > .zero,
-            committedSeq < firstSeq
+            firstSeq.rawValue < BatchLimits.seqLimit, committedSeq < firstSeq
         else { throw DecodingError("impossible batch header", at: 0) }
     }
 }
@@ -139,6 +139,8 @@ public struct BatchHeader: Sendable, Hashable {
 /// Limits of a batch.
 public enum BatchLimits {
     public static let records = 4096
+    /// Larger first seqs are refused: no mirror gets there, and sums of seqs and counts stay in range.
+    public static let seqLimit: UInt64 = 1 << 62
     public static let metaBytes = 512 << 10
     /// 4 MiB: at least one of the longest payloads, and what a disk writes in about a millisecond.
     public static let payloadPages = 1024

@@ -181,8 +181,13 @@ extension RecordBody {
     ) throws(DecodingError) -> RecordBody {
         switch kind {
         case .epochStart:
-            return .epochStart(
-                epoch: try reader.getEpoch(), primary: try reader.getNodeID(), inSync: try reader.getNodeSet())
+            let epoch = try reader.getEpoch()
+            let primary = try reader.getNodeID()
+            let inSync = try reader.getNodeSet()
+            guard inSync.isValid, inSync.contains(primary) else {
+                throw DecodingError("invalid in-sync set", at: reader.offset - 1)
+            }
+            return .epochStart(epoch: epoch, primary: primary, inSync: inSync)
         case .write:
             return .write(file: try reader.getFileID(), offset: try reader.get(UInt64.self, "offset"))
         case .setAttributes:

@@ -71,7 +71,7 @@ public struct HeaderEntry: Sendable, Hashable {
                 position: Int(truncatingIfNeeded: reader.get(UInt64.self)), length: Int(reader.get(UInt32.self)),
                 recordCount: Int(reader.get(UInt32.self)), epoch: reader.getEpoch()),
             entry.position == page, layout.holdsBatch(at: entry.position, length: entry.length),
-            entry.firstSeq > .zero, entry.firstSeq.rawValue < 1 << 62, entry.recordCount >= 1,
+            entry.firstSeq > .zero, entry.firstSeq.rawValue < BatchLimits.seqLimit, entry.recordCount >= 1,
             entry.recordCount <= BatchLimits.records
         else { return .damaged }
         return .entry(entry)

@@ -283,7 +283,7 @@ extension Superblock {
         } catch {
             throw .impossible("\(error)")
         }
-        guard max(provenSeq, committedSeq).rawValue < 1 << 62 else { throw .impossible("impossible seq") }
+        guard max(provenSeq, committedSeq).rawValue < BatchLimits.seqLimit else { throw .impossible("impossible seq") }
     }
 
     private mutating func readLists(_ reader: inout ByteReader, _ bytes: [UInt8]) throws {

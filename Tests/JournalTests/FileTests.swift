@@ -116,7 +116,8 @@ func run(
                 }
                 #expect(error?.code == .wrongSize)
             }
-            #expect(try FileManager.default.contentsOfDirectory(atPath: directory).isEmpty)
+            let left = try FileManager.default.contentsOfDirectory(atPath: directory)
+            #expect(left.isEmpty)
         }
     }
 
