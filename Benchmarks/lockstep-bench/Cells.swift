@@ -227,7 +227,7 @@ private final class InFlight {
 private func writeInFlight(
     _ files: WorkFiles, _ combination: Combination, _ clock: Schedule, _ engine: EngineChoice
 ) throws -> Latencies {
-    let outcome = Outcome()
+    let outcome = Outcome<Latencies>()
     let thread = try ReactorThread(name: "bench-writes", engine: engine, logger: Logger(label: "lockstep-bench")) {
         reactor in
         let writer = try InFlight(reactor, files, combination, clock, finished: outcome.put)
@@ -241,17 +241,17 @@ private func writeInFlight(
 }
 
 /// The one result, from the reactor's thread to the one that waits.
-private final class Outcome: Sendable {
-    private let value = Mutex<Result<Latencies, any Error>?>(nil)
+final class Outcome<Value: Sendable>: Sendable {
+    private let value = Mutex<Result<Value, any Error>?>(nil)
     private let arrived = DispatchSemaphore(value: 0)
 
-    func put(_ result: Result<Latencies, any Error>) {
+    func put(_ result: Result<Value, any Error>) {
         value.withLock { $0 = result }
         arrived.signal()
     }
 
-    func take() -> Result<Latencies, any Error> {
+    func take() -> Result<Value, any Error> {
         arrived.wait()
-        return value.withLock { $0 } ?? .failure(BenchError("The writes ended without a result."))
+        return value.withLock { $0 } ?? .failure(BenchError("The measurement ended without a result."))
     }
 }

@@ -178,7 +178,7 @@ final class RemoteDisk {
 }
 
 /// Two ends of a TCP connection on loopback, without delayed sending.
-private func loopbackPair() throws -> (near: Int32, far: Int32) {
+func loopbackPair() throws -> (near: Int32, far: Int32) {
     var address = sockaddr_in()
     address.sin_family = sa_family_t(AF_INET)
     address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian

@@ -12,6 +12,7 @@
 //  CachedReads    reads from the cache  Plot.swift      SVG
 import ArgumentParser
 import CLinux
+import Format
 import Foundation
 import Synchronization
 
@@ -20,10 +21,11 @@ struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "lockstep-bench",
         abstract: "Measure synchronous write latency on a mirrored or plain directory, beside its floor.",
-        subcommands: [WriteCommand.self, FloorCommand.self, ReadCommand.self])
+        subcommands: [WriteCommand.self, JournalCommand.self, FloorCommand.self, ReadCommand.self])
 
     static func main() {
         catchInterrupts()
+        _ = signal(SIGPIPE, SIG_IGN)
         Self.main(nil)
     }
 }
@@ -118,6 +120,74 @@ struct WriteCommand: ParsableCommand {
 
     private func batches() throws -> BatchSizes? {
         try statusConfig.map { try BatchSizes(configuration: $0, node: statusNode) }
+    }
+}
+
+struct JournalCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "journal", abstract: "Write through a pair of journals alone, joined by TCP on loopback.",
+        discussion:
+            "Both journals are made new and removed. What is missing to a mirrored directory: FUSE, plain files.")
+    @Option(help: "A directory on this node's disk.") var directory: String
+    @Option(help: "A directory on the other node's disk; the same if not given.") var remote: String?
+    @Option(help: "Bytes of one write, such as 4K,64K,1M.") var size = Sizes(values: [4096])
+    @Option(help: "Writers at the same time, such as 1,16,64.") var writers = Counts(values: [1, 16])
+    @Option(help: "io_uring, libaio or both with a comma.") var engine = Engines(values: [.ioUring])
+    @Option(help: "Seconds for each combination.") var seconds = 3.0
+    @Option(help: "Size of each journal in MiB (64 to 4096).") var journalSize = 256
+    @Option(help: "Batches on their way at once (1 to 16).") var inFlight = 2
+    @OptionGroup var output: OutputOptions
+
+    func validate() throws {
+        guard (64...4096).contains(journalSize) else { throw ValidationError("--journal-size must be 64 to 4096.") }
+        guard (1...16).contains(inFlight) else { throw ValidationError("--in-flight must be 1 to 16.") }
+        guard seconds >= 0.2, seconds <= 3600 else { throw ValidationError("--seconds must be between 0.2 and 3600.") }
+        guard !engine.values.contains(.pwrite) else { throw ValidationError("A journal has no pwrite engine.") }
+        guard size.values.allSatisfy({ $0 <= RecordLimits.payloadBytes }) else {
+            throw ValidationError("A record holds at most \(byteText(RecordLimits.payloadBytes)).")
+        }
+    }
+
+    func run() throws {
+        var report = Report(directory: directory)
+        if !output.json { print(Cell.header) }
+        for engine in engine.values {
+            let pair = try JournalPair(
+                near: directory, far: remote ?? directory, megabytes: journalSize,
+                engine: engine == .libaio ? .libaio : .ioUring, window: inFlight)
+            defer { pair.close() }
+            for bytes in size.values {
+                let meter = try FloorMeter(local: directory, remote: remote ?? directory, bytes: bytes)
+                for count in writers.values {
+                    let cell = try measure(
+                        Combination(engine: engine, durability: .fsync, bytes: bytes, writers: count), pair, meter)
+                    report.cells.append(cell)
+                    if !output.json { print(cell.line) }
+                }
+                report.floors.append(meter.floor)
+            }
+        }
+        try output.put(report)
+    }
+
+    private func measure(_ combination: Combination, _ pair: JournalPair, _ meter: FloorMeter) throws -> Cell {
+        var latencies = emptyLatencies()
+        var floor = FloorSamples()
+        var batches: [Int: Int] = [:]
+        let turns = 4
+        for _ in 0..<turns {
+            floor.add(try meter.sample(seconds: seconds * 0.2 / Double(turns)))
+            let result = try pair.run(combination, seconds: seconds / Double(turns))
+            latencies.add(result.latencies)
+            batches.merge(result.batches, uniquingKeysWith: +)
+        }
+        guard latencies.totalCount > 0 else {
+            throw BenchError("Not one write of \(combination.bytes) bytes ended in \(seconds) s; give more --seconds.")
+        }
+        var cell = Cell(combination, latencies, seconds: seconds)
+        cell.compare(with: floor.floor(bytes: combination.bytes))
+        cell.batches = BatchSizes(records: batches)
+        return cell
     }
 }
 

@@ -145,6 +145,15 @@ struct BatchSizes: Codable {
 
     init(_ counts: [String: Int]) { batchesByRecordsAtMost = counts }
 
+    /// From exact numbers of records: each class holds up to a power of two.
+    init(records: [Int: Int]) {
+        batchesByRecordsAtMost = records.reduce(into: [:]) { result, entry in
+            var limit = 1
+            while limit < entry.key { limit *= 2 }
+            result["\(limit)", default: 0] += entry.value
+        }
+    }
+
     /// Asks the node.
     init(configuration: String, node: String?) throws {
         let beside = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath().deletingLastPathComponent()
