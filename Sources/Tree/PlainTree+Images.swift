@@ -265,12 +265,12 @@ extension PlainTree {
             try checkName(parent, name)
             if try referenceIfKnown(to: file) == nil { try build(file, attributes, target, xattrs) }
             try inDirectoryIfKnown(parent, time) { (directory) throws(TreeError) in
-                _ = try place(file, in: directory, name)
+                try placeIfPossible(file, in: directory, name)
             }
         case .link(let file, let parent, let name):
             try checkName(parent, name)
             try inDirectoryIfKnown(parent, time) { (directory) throws(TreeError) in
-                _ = try place(file, in: directory, name)
+                try placeIfPossible(file, in: directory, name)
             }
         case .remove(let file, let parent, let name, _, _):
             try checkName(parent, name)
@@ -285,14 +285,22 @@ extension PlainTree {
             }
             try inDirectoryIfKnown(newParent, time) { (directory) throws(TreeError) in
                 try evict(newName, from: directory)
-                _ = try place(file, in: directory, newName)
+                try placeIfPossible(file, in: directory, newName)
             }
             if exchange {
                 try inDirectoryIfKnown(parent, time) { (directory) throws(TreeError) in
-                    _ = try place(replaced, in: directory, name)
+                    try placeIfPossible(replaced, in: directory, name)
                 }
             }
         default: return
+        }
+    }
+
+    /// An old tree may have a directory inside the one that is to be inside it. It stays where it is until the images
+    /// of the directories above, which come first, have put those right.
+    private func placeIfPossible(_ file: FileID, in directory: Int32, _ name: FileName) throws(TreeError) {
+        do throws(TreeError) { _ = try place(file, in: directory, name) } catch {
+            guard error.code == EINVAL else { throw error }
         }
     }
 

@@ -1,0 +1,181 @@
+import CLinux
+import Format
+import Glibc
+import Testing
+
+@testable import Tree
+
+/// Batches of drawn records, as a journal would have them.
+func batches(of drawn: [Generator.Drawn], from first: Seq = Seq(rawValue: 1), size: Int = 10) -> [Batch] {
+    var result: [Batch] = []
+    var index = 0
+    while index < drawn.count {
+        let piece = drawn[index..<min(index + size, drawn.count)]
+        var writer = ByteWriter()
+        writer.put(raw: [UInt8](repeating: 0, count: BatchHeader.byteCount))
+        var records: [Record] = []
+        for drawn in piece {
+            let isWrite = drawn.record.body.kind == .write
+            var record = drawn.record
+            record.payload = .none
+            records.append(
+                drawn.payload.withUnsafeBytes { record.encode(into: &writer, inlinePayload: isWrite ? $0 : nil) })
+        }
+        result.append(
+            Batch(
+                records: records, encoded: writer, region: nil, epoch: Epoch(rawValue: 7), mirror: .none,
+                firstSeq: first + index, previousChain: 0, committedSeq: .zero, closedAt: 0))
+        index += piece.count
+    }
+    return result
+}
+
+extension PlainTree {
+    func replay(
+        _ drawn: [Generator.Drawn], after checkpoint: Int, through last: Int? = nil,
+        step: @escaping ReplayStep = { () throws(TreeError) in }
+    ) throws -> ReplayResult {
+        let all = batches(of: drawn)
+        return try replay(
+            after: Seq(rawValue: UInt64(checkpoint)), through: Seq(rawValue: UInt64(last ?? drawn.count)),
+            isBehind: false,
+            batches: { (visit) throws(TreeError) in for batch in all { try visit(batch) } }, step: step)
+    }
+
+    /// Some of the window's changes, in any mixture, as a crash may leave them: each record may be missing, names move
+    /// whatever is in their way, contents are written in part. Nothing that is needed at the end is destroyed.
+    func disturb(_ window: [Generator.Drawn], _ random: inout Seeded) throws {
+        for drawn in window where Int.random(in: 0..<100, using: &random) < 55 {
+            var drawn = drawn
+            if case .write(let file, let offset) = drawn.record.body, Bool.random(using: &random) {
+                let start = Int.random(in: 0..<drawn.payload.count, using: &random)
+                drawn.payload = Array(drawn.payload[start...])
+                drawn.record.body = .write(file: file, offset: offset + UInt64(start))
+                drawn.record.payload = .inline(offset: 0, length: drawn.payload.count, checksum: 0)
+            }
+            try drawn.payload.withUnsafeBytes {
+                try applyImaging(drawn.record, payload: $0, settingTimes: Bool.random(using: &random))
+            }
+        }
+    }
+}
+
+@Suite struct ReplayTests {
+    @Test(arguments: 1...24)
+    func failure36ReplayOfAnyMixtureGivesTheCommittedState(seed: UInt64) throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        var generator = Generator(seed: seed &* 7919)
+        var drawn = generator.draw(120)
+        for record in drawn { try tree.apply(record) }
+        try tree.sync()
+        drawn += generator.draw(150)
+        var random = Seeded(seed)
+        // A whole prefix, then any of the rest.
+        let prefix = Int.random(in: 120...270, using: &random)
+        for record in drawn[120..<prefix] { try tree.apply(record) }
+        try tree.disturb(Array(drawn[prefix...]), &random)
+        _ = try tree.replay(drawn, after: 120)
+        #expect(try differences(tree, generator.model) == [])
+        #expect(try tree.stagingNames() == [])
+        // Once more: nothing changes.
+        _ = try tree.replay(drawn, after: 120)
+        #expect(try differences(tree, generator.model) == [])
+    }
+
+    @Test(arguments: 1...5)
+    func failure36ACrashAtAnyStepOfAReplayIsMendedByTheNext(seed: UInt64) throws {
+        let scratch = Scratch()
+        var generator = Generator(seed: seed &* 104_729)
+        var drawn = generator.draw(80)
+        var random = Seeded(seed)
+        try {
+            let tree = try openTree(scratch)
+            for record in drawn { try tree.apply(record) }
+            try tree.sync()
+            drawn += generator.draw(120)
+            try tree.disturb(Array(drawn[80...]), &random)
+        }()
+        var limit = 0
+        var isDone = false
+        while !isDone {
+            // The process is gone each time: only what is in the files counts.
+            let tree = try openTree(scratch, .existing)
+            final class Counter: @unchecked Sendable { var left = 0 }
+            let counter = Counter()
+            counter.left = limit
+            do {
+                _ = try tree.replay(drawn, after: 80) { () throws(TreeError) in
+                    if counter.left == 0 { throw TreeError("go on", code: EINTR) }
+                    counter.left -= 1
+                }
+                isDone = true
+            } catch let error as TreeError where error.code == EINTR {
+                limit = limit * 5 / 4 + Int.random(in: 1...7, using: &random)
+                if Bool.random(using: &random) { unlink("\(scratch.path)/state/file-table") }
+            }
+        }
+        #expect(try differences(openTree(scratch, .existing), generator.model) == [])
+    }
+
+    @Test func aReplayStopsAtTheCommittedRecord() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        var generator = Generator(seed: 99)
+        let drawn = generator.draw(100)
+        var model = Model()
+        for record in drawn[..<60] { model.apply(record.record, payload: record.payload) }
+        _ = try tree.replay(drawn, after: 0, through: 60)
+        #expect(try differences(tree, model) == [])
+    }
+
+    @Test func aTreeThatIsNotTheJournalsIsRefused() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        var generator = Generator(seed: 4)
+        let drawn = generator.draw(200)
+        let error = #expect(throws: TreeError.self) { try tree.replay(drawn, after: 150) }
+        #expect(error?.code == ENOENT)
+    }
+
+    @Test(arguments: 1...40)
+    func onlyTheBytesThatSurviveAreWrittenAgain(seed: UInt64) {
+        var random = Seeded(seed)
+        var fold = ByteFold()
+        var wanted: [UInt8] = []
+        var payloads: [Seq: [UInt8]] = [:]
+        var zeroed = [Bool](repeating: false, count: 0)
+        for number in 1...200 {
+            let seq = Seq(rawValue: UInt64(number))
+            let offset = Int.random(in: 0..<900_000, using: &random)
+            let length = Int.random(in: 1..<(number % 10 == 0 ? 400_000 : 9000), using: &random)
+            switch Int.random(in: 0..<12, using: &random) {
+            case 0:
+                let size = number % 3 == 0 ? 0 : offset
+                fold.truncate(to: UInt64(size))
+                wanted = Array(wanted.prefix(size)) + [UInt8](repeating: 0, count: max(0, size - wanted.count))
+            case 1:
+                fold.allocate(mode: 3, offset: UInt64(offset), length: UInt64(length))
+                for index in offset..<max(offset, min(offset + length, wanted.count)) { wanted[index] = 0 }
+            default:
+                let payload = (0..<length).map { UInt8(truncatingIfNeeded: number &+ $0) | 1 }
+                payloads[seq] = payload
+                fold.write(seq, offset: UInt64(offset), length: UInt64(length))
+                if wanted.count < offset + length {
+                    wanted += [UInt8](repeating: 0, count: offset + length - wanted.count)
+                }
+                wanted.replaceSubrange(offset..<(offset + length), with: payload)
+            }
+        }
+        var found = [UInt8](repeating: 0, count: Int(fold.finalSize(from: 0)))
+        zeroed = [Bool](repeating: false, count: found.count)
+        fold.survivors { piece in
+            for index in 0..<Int(piece.length) {
+                #expect(!zeroed[Int(piece.offset) + index], "two survivors for one byte")
+                zeroed[Int(piece.offset) + index] = true
+                found[Int(piece.offset) + index] = payloads[piece.seq]![Int(piece.start) + index]
+            }
+        }
+        #expect(found == wanted)
+    }
+}
