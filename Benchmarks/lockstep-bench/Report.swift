@@ -138,8 +138,8 @@ func right(_ text: String, _ width: Int) -> String {
 
 /// How many records were in one batch, from the counters of a mirror's node: the one place here that knows the key.
 ///
-/// `lockstep status --json` has `batchRecords`: an object from the largest number of records that a class holds (a power
-/// of two, as text) to the number of batches in that class since the daemon started.
+/// `lockstep status --json` has `log.batchesBySize`: how many batches of 1, 2, 3 to 4, 5 to 8, ... records were written since
+/// the daemon started.
 struct BatchSizes: Codable {
     var batchesByRecordsAtMost: [String: Int]
 
@@ -168,10 +168,11 @@ struct BatchSizes: Codable {
         let data = try output.fileHandleForReading.readToEnd() ?? Data()
         process.waitUntilExit()
         let object = try? JSONSerialization.jsonObject(with: data) as? [String: Any]
-        guard process.terminationStatus == 0, let counts = object?["batchRecords"] as? [String: Int] else {
+        let log = object?["log"] as? [String: Any]
+        guard process.terminationStatus == 0, let counts = log?["batchesBySize"] as? [Int] else {
             throw BenchError("'lockstep status --json' for \(configuration) did not give the batch counters.")
         }
-        self.init(counts)
+        self.init(Dictionary(uniqueKeysWithValues: counts.enumerated().map { ("\(1 << $0.offset)", $0.element) }))
     }
 
     func since(_ before: BatchSizes?) -> BatchSizes {

@@ -97,11 +97,13 @@ import Testing
     @Test func statusIsReadInOnePlaceAndRefusesWhatItDoesNotKnow() throws {
         let status = try NodeStatus(
             json: """
-                {"role": "PRIM", "inSync": true, "epoch": 3, "behindBytes": 7, "address": {"held": true},
+                {"role": "PRIM", "inSync": true, "epoch": 3, "color": "green", "peer": {"behindRecords": 7},
+                 "addresses": [{"address": "10.0.9.1/24", "held": true}],
                  "resync": {"changedBytes": 100, "sentBytes": 110}}
                 """)
         #expect(status.serves && status.isInSync && status.holdsAddress)
         #expect(status.resyncSentBytes == 110)
+        #expect(status.behindRecords == 7)
         #expect(throws: RoomsError.self) { try NodeStatus(json: "{}") }
         #expect(throws: RoomsError.self) { try NodeStatus(json: "not yet") }
     }

@@ -6,7 +6,12 @@ public struct NodeStatus: Sendable {
     public var role: String
     public var isInSync: Bool
     public var epoch: Int
-    public var behindBytes: Int
+    /// green, orange or red.
+    public var color: String
+    /// What the node says to people about its role.
+    public var explanation: String
+    /// Records that the other node does not have on its disk; nil when unknown.
+    public var behindRecords: Int?
     /// Whether this node holds the virtual addresses.
     public var holdsAddress: Bool
     /// Of the last time that the other node was brought back: bytes that the application changed meanwhile, bytes sent.
@@ -33,8 +38,11 @@ public struct NodeStatus: Sendable {
         self.role = role
         self.isInSync = isInSync
         epoch = integer("epoch") ?? 0
-        behindBytes = integer("behindBytes") ?? 0
-        holdsAddress = (value("address.held") as? NSNumber)?.boolValue ?? false
+        color = value("color") as? String ?? ""
+        explanation = value("explanation") as? String ?? ""
+        behindRecords = integer("peer.behindRecords")
+        let addresses = value("addresses") as? [[String: Any]] ?? []
+        holdsAddress = addresses.contains { ($0["held"] as? NSNumber)?.boolValue == true }
         resyncChangedBytes = integer("resync.changedBytes")
         resyncSentBytes = integer("resync.sentBytes")
         text = json

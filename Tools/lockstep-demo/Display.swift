@@ -112,12 +112,7 @@ final class Display: Sendable {
 
     private func paint(_ status: NodeStatus?) -> String {
         guard let status else { return colour(31, "no answer") }
-        let number: Int
-        switch status.role {
-        case "PRIM", "SECOND": number = status.isInSync ? 32 : 33
-        case "ALONE": number = 33
-        default: number = 31
-        }
+        let number = ["green": 32, "orange": 33][status.color] ?? 31
         return colour(number, status.role)
     }
 
