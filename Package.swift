@@ -68,7 +68,7 @@ let package = Package(
             path: "Witness/lockstep-witness", swiftSettings: common),
 
         .executableTarget(
-            name: "lockstep", dependencies: ["Node", "Configuration", arguments],
+            name: "lockstep", dependencies: ["Node", "Configuration", arguments, log],
             path: "Tools/lockstep", swiftSettings: common),
         .executableTarget(
             name: "lockstep-dump", dependencies: ["CLinux", "Journal", "Format", arguments],

@@ -24,7 +24,9 @@ public enum AdminClient {
         address.sun_family = sa_family_t(AF_UNIX)
         let bytes = Array(path.utf8)
         let room = MemoryLayout.size(ofValue: address.sun_path)
-        guard bytes.count < room else { throw StartError("\(path) is too long for a socket: choose a shorter mirror name") }
+        guard bytes.count < room else {
+            throw StartError("\(path) is too long for a socket: choose a shorter mirror name")
+        }
         unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: bytes) }
         return unsafe withUnsafePointer(to: &address) { pointer in
             unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {

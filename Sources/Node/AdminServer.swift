@@ -50,7 +50,9 @@ final class AdminServer {
         path = AdminClient.socketPath(process.configuration, node: process.node)
         descriptor = try AdminClient.makeSocket()
         unsafe unlink(path)
-        let bound = unsafe try AdminClient.withAddress(path) { address, length in unsafe bind(descriptor, address, length) }
+        let bound = unsafe try AdminClient.withAddress(path) { address, length in
+            unsafe bind(descriptor, address, length)
+        }
         guard bound == 0, unsafe chmod(path, 0o600) == 0, listen(descriptor, 8) == 0 else {
             throw StartError("cannot listen on \(path): \(errorText(errno))")
         }

@@ -51,7 +51,8 @@ extension DataPlane {
         var damage: String?
         if journal.isDamaged {
             incomplete = true
-            damage = "journal \(path) is damaged; records in doubt: "
+            damage =
+                "journal \(path) is damaged; records in doubt: "
                 + found.doubts.prefix(5).map(\.description).joined(separator: "; ")
                 + (found.doubts.count > 5 ? "; and more, see `lockstep-dump --verify \(path)`" : "")
         }
@@ -60,7 +61,8 @@ extension DataPlane {
         let workers = try WorkerPool(threads: workerThreads, name: "workers")
         let appliers = try WorkerPool(threads: applierThreads, name: "appliers")
         let applier = Applier(
-            tree: tree, role: .secondary, reactor: reactor, pool: appliers, jobLimit: applierThreads, applied: committed,
+            tree: tree, role: .secondary, reactor: reactor, pool: appliers, jobLimit: applierThreads,
+            applied: committed,
             logger: logger)
         let log = MirrorLog(
             node: node, reactor: reactor, journal: journal, applier: applier, arena: Arena(bytes: arenaBytes),

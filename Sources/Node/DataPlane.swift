@@ -138,7 +138,8 @@ final class DataPlane {
                 """)
             journal.add(
                 PermanentStatement(
-                    kind: .loneRestart, epoch: decision.epoch, seq: journal.lastSeq, time: log.wallClock())) {}
+                    kind: .loneRestart, epoch: decision.epoch, seq: journal.lastSeq, time: log.wallClock())
+            ) {}
         }
         phase = .inheriting(decision)
         advance()

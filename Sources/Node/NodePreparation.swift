@@ -67,7 +67,9 @@ public enum NodePreparation {
     private static func discardJournal(_ configuration: MirrorConfiguration) throws {
         let path = StateFiles.journal(configuration)
         guard unsafe access(path, F_OK) == 0 else { return }
-        guard unsafe unlink(path) == 0 else { throw StartError(unsafe "cannot remove \(path): \(String(cString: strerror(errno)))") }
+        guard unsafe unlink(path) == 0 else {
+            throw StartError(unsafe "cannot remove \(path): \(String(cString: strerror(errno)))")
+        }
     }
 
     private static func makeDirectories(_ configuration: MirrorConfiguration) throws {

@@ -1,6 +1,6 @@
 import Configuration
-import Foundation
 import Format
+import Foundation
 import Glibc
 import Quorum
 
@@ -166,7 +166,8 @@ enum RoleText {
         case .draining: return "the application is being stopped for a planned move"
         case .handedOver: return "has handed over; the other node is about to serve"
         case .byAdministrator: return "stopped by an administrator; `lockstep start` brings it back"
-        case .ownDiskFailed: return "its journal or its files failed: see `problem`, mend the disk, then restart lockstepd"
+        case .ownDiskFailed:
+            return "its journal or its files failed: see `problem`, mend the disk, then restart lockstepd"
         }
     }
 }

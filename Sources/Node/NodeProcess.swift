@@ -7,8 +7,8 @@ import Glibc
 public import Logging
 import Quorum
 import Ring
-import Tree
 import Transport
+import Tree
 
 /// A reason not to start, with what to do.
 public struct StartError: Error, CustomStringConvertible, Sendable {
@@ -119,7 +119,11 @@ public final class NodeProcess: @unchecked Sendable {
     }
 
     private func makeJournal(_ mirror: MirrorID) throws {
-        try NodePreparation.makeJournal(configuration, node: node, mirror: mirror, isIncomplete: true, logger: logger)
+        // An empty directory is the mirror's state before its first record; anything else must be compared.
+        let entries = try FileManager.default.contentsOfDirectory(atPath: configuration.backing)
+        try NodePreparation.makeJournal(
+            configuration, node: node, mirror: mirror, isIncomplete: entries.contains { $0 != ".lockstep" },
+            logger: logger)
     }
 
     private func onData<Value: Sendable>(_ work: @escaping @Sendable (Reactor) throws -> Value) throws -> Value {

@@ -45,12 +45,16 @@ struct VoteFile: Sendable {
         let descriptor = unsafe open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard descriptor >= 0 else { throw Failure.system("create", temporary, errno) }
         let bytes = state.encoded()
-        let written = unsafe bytes.withUnsafeBytes { buffer in unsafe write(descriptor, buffer.baseAddress, buffer.count) }
+        let written = unsafe bytes.withUnsafeBytes { buffer in
+            unsafe write(descriptor, buffer.baseAddress, buffer.count)
+        }
         let writeError = errno
         let flushed = fsync(descriptor)
         let flushError = errno
         let closed = close(descriptor)
-        guard written == bytes.count else { throw Failure.system("write", temporary, written < 0 ? writeError : ENOSPC) }
+        guard written == bytes.count else {
+            throw Failure.system("write", temporary, written < 0 ? writeError : ENOSPC)
+        }
         guard flushed == 0 else { throw Failure.system("flush", temporary, flushError) }
         guard closed == 0 else { throw Failure.system("close", temporary, errno) }
         guard unsafe rename(temporary, path) == 0 else { throw Failure.system("rename", temporary, errno) }

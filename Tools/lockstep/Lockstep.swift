@@ -1,0 +1,83 @@
+import ArgumentParser
+import Configuration
+import Foundation
+import Logging
+import Node
+
+/// The administrator's command. Every subcommand works on one mirror on this machine.
+@main
+struct Lockstep: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "lockstep",
+        abstract: "Looks after a mirror on this node.",
+        discussion: """
+            Exit status: 0 done, 1 failed, 2 wrong usage or configuration. `lockstep status` tells the role: 0 PRIM or \
+            SECOND, 10 ALONE, 11 WAIT, 12 FROZEN, 13 STOP; 1 when the daemon does not answer.
+            """,
+        subcommands: [Status.self, Start.self, Stop.self, Swap.self, Check.self, Init.self, Adopt.self])
+}
+
+/// Which mirror, and which of its nodes this is.
+struct MirrorOptions: ParsableArguments {
+    @Option(name: .long, help: "The mirror's configuration file.")
+    var config: String
+
+    @Option(name: .long, help: "Which of the two nodes this is (default: the host name).")
+    var node: String?
+
+    /// Reads the configuration, or ends with status 2 and the reason.
+    func load() throws -> (MirrorConfiguration, MirrorConfiguration.Node) {
+        do {
+            let configuration = try MirrorConfiguration.load(config)
+            return (configuration, try configuration.node(named: node ?? ProcessInfo.processInfo.hostName))
+        } catch {
+            throw Failure.usage("\(error)")
+        }
+    }
+}
+
+/// Ends a command with words and a status.
+enum Failure {
+    static func usage(_ text: String) -> ExitCode { tell(text, ExitCode(2)) }
+    static func failed(_ text: String) -> ExitCode { tell(text, ExitCode(1)) }
+    private static func tell(_ text: String, _ code: ExitCode) -> ExitCode {
+        FileHandle.standardError.write(Data("lockstep: \(text)\n".utf8))
+        return code
+    }
+}
+
+/// Sends a request to the daemon; ends with status 1 and the reason when it cannot.
+func call(_ command: AdminRequest.Command, _ options: MirrorOptions) throws -> NodeStatus {
+    let (configuration, node) = try options.load()
+    do {
+        let reply = try AdminClient.call(AdminRequest(command), configuration: configuration, node: node.id)
+        if let error = reply.error { throw Failure.failed(error) }
+        guard let status = reply.status else { throw Failure.failed("lockstepd sent an empty answer") }
+        return status
+    } catch let code as ExitCode {
+        throw code
+    } catch {
+        throw Failure.failed("\(error)")
+    }
+}
+
+/// Waits until `reached` holds, telling what happens meanwhile.
+func wait(
+    _ options: MirrorOptions, seconds: Int, until reached: (NodeStatus) -> Bool
+) throws -> NodeStatus {
+    let deadline = Date().addingTimeInterval(Double(seconds))
+    var said = ""
+    while true {
+        let status = try call(.status, options)
+        if reached(status) { return status }
+        let text = "\(status.role): \(status.explanation)"
+        if text != said {
+            FileHandle.standardError.write(Data("\(text)\n".utf8))
+            said = text
+        }
+        if Date() > deadline {
+            throw Failure.failed("not done within \(seconds) s; `lockstep status` says where it is")
+        }
+        Thread.sleep(forTimeInterval: 0.2)
+    }
+}
