@@ -56,22 +56,24 @@ let package = Package(
                 "CLinux", "Ring", "Format", "Quorum", "Replication", "Transport", "Journal", "Tree", "Fuse",
                 "Takeover", "Configuration", log,
             ], swiftSettings: rawMemory),
+        .target(
+            name: "CommandMain", dependencies: [arguments], path: "Tools/CommandMain", swiftSettings: common),
         .executableTarget(
-            name: "lockstepd", dependencies: ["Node", "Configuration", arguments, log], swiftSettings: common),
+            name: "lockstepd", dependencies: ["Node", "Configuration", "CommandMain", arguments, log], swiftSettings: common),
 
         .target(
             name: "WitnessCore",
             dependencies: ["CLinux", "Format", "Quorum", "Ring", "Transport", "Configuration", log],
             path: "Witness/WitnessCore", swiftSettings: common),
         .executableTarget(
-            name: "lockstep-witness", dependencies: ["WitnessCore", "Configuration", arguments, log],
+            name: "lockstep-witness", dependencies: ["WitnessCore", "Configuration", "CommandMain", arguments, log],
             path: "Witness/lockstep-witness", swiftSettings: common),
 
         .executableTarget(
-            name: "lockstep", dependencies: ["Node", "Configuration", arguments, log],
+            name: "lockstep", dependencies: ["Node", "Configuration", "CommandMain", arguments, log],
             path: "Tools/lockstep", swiftSettings: common),
         .executableTarget(
-            name: "lockstep-dump", dependencies: ["CLinux", "Journal", "Format", arguments],
+            name: "lockstep-dump", dependencies: ["CLinux", "Journal", "Format", "CommandMain", arguments],
             path: "Tools/lockstep-dump", swiftSettings: common),
         .executableTarget(
             name: "lockstep-bench",

@@ -1,10 +1,15 @@
 import ArgumentParser
+import CommandMain
 import Configuration
 import Foundation
 import Logging
 import Node
 
 @main
+enum Main {
+    static func main() { Lockstepd.runAsProgram() }
+}
+
 struct Lockstepd: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "lockstepd",

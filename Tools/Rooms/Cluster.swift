@@ -140,16 +140,18 @@ public final class Cluster: Sendable {
     @discardableResult
     public func lockstep(_ node: ClusterNode, _ arguments: [String], within seconds: Double = 60) throws -> String {
         try node.room.succeed(
-            [Cluster.programs + "/lockstep", "--config", Cluster.configurationFile, "--node", node.name] + arguments,
-            within: seconds)
+            command(node, arguments), within: seconds)
+    }
+
+    private func command(_ node: ClusterNode, _ arguments: [String]) -> [String] {
+        [Cluster.programs + "/lockstep", arguments[0], "--config", Cluster.configurationFile, "--node", node.name]
+            + arguments.dropFirst()
     }
 
     /// What the node says about itself; nil while its daemon does not answer.
     public func status(_ node: ClusterNode) -> NodeStatus? {
-        let command = [Cluster.programs + "/lockstep", "--config", Cluster.configurationFile, "--node", node.name]
-        guard let output = try? node.room.run(command + ["status", "--json"], within: 5), output.status == 0 else {
-            return nil
-        }
+        // Its exit status tells the role.
+        guard let output = try? node.room.run(command(node, ["status", "--json"]), within: 5) else { return nil }
         return try? NodeStatus(json: output.output)
     }
 

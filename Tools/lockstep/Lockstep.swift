@@ -1,11 +1,11 @@
 import ArgumentParser
+import CommandMain
 import Configuration
 import Foundation
 import Logging
 import Node
 
 /// The administrator's command. Every subcommand works on one mirror on this machine.
-@main
 struct Lockstep: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "lockstep",
@@ -15,6 +15,11 @@ struct Lockstep: ParsableCommand {
             SECOND, 10 ALONE, 11 WAIT, 12 FROZEN, 13 STOP; 1 when the daemon does not answer.
             """,
         subcommands: [Status.self, Start.self, Stop.self, Swap.self, Check.self, Init.self, Adopt.self])
+}
+
+@main
+enum Main {
+    static func main() { Lockstep.runAsProgram() }
 }
 
 /// Which mirror, and which of its nodes this is.
