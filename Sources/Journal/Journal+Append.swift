@@ -4,7 +4,7 @@ internal import Logging
 extension Journal {
     /// Whether a batch of `bytes` on disk is accepted now. Without `control` the reserve stays free.
     public func canAppend(_ bytes: Int, control: Bool = false) -> Bool {
-        guard state == .open else {
+        guard state == .open, takeBackCleanStop() else {
             refusedForRoom = true
             return false
         }
@@ -34,8 +34,7 @@ extension Journal {
     /// `durableSeq` when this batch and every earlier one is on the disk, in order of the batches. After a failure it
     /// is never called; `onFailure` is.
     ///
-    /// - Precondition: `clearCleanStop` has completed, if the last stop was clean.
-    /// - Throws: `.full`, `.busy`, `.failed`, and `.notContiguous` when the batch does not continue this journal.
+    /// - Throws: `.full`, `.busy` (wait for `onRoom`), `.failed`, and `.notContiguous` when the batch does not continue this journal.
     public func append(
         _ batch: Batch, control: Bool = false, completion: ((Seq) -> Void)? = nil
     ) throws(JournalError) {
@@ -46,9 +45,10 @@ extension Journal {
         case .closed: throw JournalError(.failed, "journal \(storage.name) is closed")
         }
         try check(batch.header)
-        precondition(
-            wanted.completeThrough == nil && superblock.completeThrough == nil,
-            "the clean stop must be taken back before anything is written")
+        guard takeBackCleanStop() else {
+            refusedForRoom = true
+            throw JournalError(.busy, "journal \(storage.name): the mark of the clean stop is being taken back")
+        }
         guard let address = room(for: batch.header.diskLength, control: control) else {
             refusedForRoom = true
             throw JournalError(
@@ -70,6 +70,14 @@ extension Journal {
         inFlight.append(write)
         let pieces = unsafe batch.payload.isEmpty ? [batch.meta] : [batch.meta, batch.payload]
         unsafe storage.write(pieces, at: layout.fileOffset(address)) { [self] result in bodyWritten(write, result) }
+    }
+
+    /// False while a clean stop still stands on the disk. The node takes it back before it receives anything; this is
+    /// the last line behind it.
+    private func takeBackCleanStop() -> Bool {
+        guard superblock.completeThrough != nil || wanted.completeThrough != nil else { return true }
+        if wanted.completeThrough != nil { clearCleanStop {} }
+        return false
     }
 
     private func check(_ header: BatchHeader) throws(JournalError) {

@@ -106,8 +106,9 @@ extension Journal {
         whenQuiet { [self] in editSuperblock({ $0.completeThrough = through }, completion: completion) }
     }
 
-    /// Takes back the clean stop: durable before anything is received or accepted, because from then on something may
-    /// be missing after a crash.
+    /// Takes back the clean stop. CALL IT AND WAIT before anything is received or accepted, because from then on
+    /// something may be missing after a crash. (`append` does it too, but only for what reaches the journal: a record
+    /// that was acknowledged from memory before would be forgotten by a start that takes the stop for clean.)
     public func clearCleanStop(completion: @escaping () -> Void) {
         guard wanted.completeThrough != nil || superblock.completeThrough != nil else { return completion() }
         editSuperblock { superblock in

@@ -124,6 +124,9 @@ public final class JournalReader: JournalImage, Sendable {
     }
 
     /// Reads the batches of a plan, in order.
+    ///
+    /// `.damaged` may also mean that a batch was being overwritten from its end when it was read. The journal forgets a
+    /// batch before it overwrites it, so a new `Journal.plan` tells the two apart: a batch that is still in it is damaged.
     public func read(_ plan: [BatchLocation]) throws(JournalError) -> [Batch] {
         var batches: [Batch] = []
         for location in plan { batches.append(try location.read(from: self)) }

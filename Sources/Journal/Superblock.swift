@@ -118,16 +118,15 @@ public struct EpochHistory: Sendable, Hashable {
     public private(set) var starts: [EpochStart] = []
     public init() {}
 
-    /// - Precondition: epochs and first seqs grow.
     public init(_ starts: [EpochStart]) { for start in starts { note(start.epoch, from: start.firstSeq) } }
 
     public var last: EpochStart? { starts.last }
 
-    /// Adds an epoch; the oldest goes when there are too many. An epoch that is known already changes nothing.
+    /// Adds an epoch; the oldest goes when there are too many. An epoch that is known already changes nothing; one that
+    /// begins where (or before) a known one began takes its place, for then nothing of that one is left.
     public mutating func note(_ epoch: Epoch, from firstSeq: Seq) {
-        guard let last = starts.last else { return starts.append(EpochStart(epoch: epoch, firstSeq: firstSeq)) }
-        guard epoch > last.epoch else { return }
-        precondition(firstSeq > last.firstSeq, "epochs begin one after another")
+        guard epoch > starts.last?.epoch ?? .none else { return }
+        while let last = starts.last, last.firstSeq >= firstSeq { starts.removeLast() }
         if starts.count == Superblock.epochLimit { starts.removeFirst() }
         starts.append(EpochStart(epoch: epoch, firstSeq: firstSeq))
     }

@@ -359,7 +359,9 @@ import Testing
         let journal = try openJournal(storage)
         #expect(journal.report.wasStoppedCleanly)
         #expect(try report(disk).wasStoppedCleanly, "opening alone does not spoil it")
-        journal.clearCleanStop {}
+        var early = BatchMaker(after: journal)
+        #expect(!journal.canAppend(4096))
+        #expect(throws: JournalError.self) { try journal.append(early.make()) }
         storage.settle()
         #expect(try !report(disk).wasStoppedCleanly)
         var maker = BatchMaker(after: journal)

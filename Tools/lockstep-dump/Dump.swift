@@ -48,7 +48,7 @@ struct Dump: ParsableCommand {
         let output: any Output = json ? JSONOutput(payload: payload) : TextOutput(payload: payload)
         let map: JournalMap
         do {
-            map = try JournalMap(image: reader, mirror: nil)
+            map = try look(reader)
         } catch {
             try showRefused(reader, error, output)
             throw ExitCode(1)
@@ -66,6 +66,19 @@ struct Dump: ParsableCommand {
             case .damaged: false
             }
         if !isGood { throw ExitCode(1) }
+    }
+
+    /// A live journal changes while it is read, which can look like damage: then a second and third look decide.
+    private func look(_ reader: JournalReader) throws(JournalError) -> JournalMap {
+        for _ in 0..<2 {
+            let map = try JournalMap(image: reader, mirror: nil)
+            guard case .damaged = map.report.verdict else { return map }
+            let generation = SuperblockSet(image: reader).highestGeneration
+            usleep(200_000)
+            let again = try JournalMap(image: reader, mirror: nil)
+            if again.report == map.report, again.superblocks.highestGeneration == generation { return again }
+        }
+        return try JournalMap(image: reader, mirror: nil)
     }
 
     /// Past the page cache when the file system can, because the journal is written that way.
