@@ -178,6 +178,8 @@ public enum LeaseRefusal: UInt8, Sendable, Hashable {
     case held = 2
     /// The asker has not heard the last answers.
     case unheard = 3
+    /// The asker wants a longer grant than this voter gives (it would not wait long enough after a restart).
+    case tooLong = 4
 }
 
 /// What a node does, as it tells the other node.
@@ -218,8 +220,10 @@ public struct QuorumMessage: Sendable, Hashable {
         case accepted(Ballot)
         case refused(Ballot, RoundPhase, promised: Ballot, RoundRefusal)
         /// Asks for a lease. `number` grows with each request of one process; `heard` is the highest number whose
-        /// answer from this voter has arrived; the epoch is that of the decision that makes the asker primary.
-        case leaseRequest(number: UInt64, heard: UInt64, epoch: Epoch, memory: VoterMemory)
+        /// answer from this voter has arrived; the epoch is that of the decision that makes the asker primary. The voter
+        /// keeps its grant for `grantMilliseconds`, which covers the asker's lease whatever the voter is configured for.
+        case leaseRequest(
+            number: UInt64, heard: UInt64, epoch: Epoch, grantMilliseconds: UInt32, memory: VoterMemory)
         case leaseGranted(number: UInt64)
         case leaseRefused(number: UInt64, LeaseRefusal, accepted: Epoch)
         /// Gives back every grant up to `number`.
@@ -388,11 +392,12 @@ extension QuorumMessage.Body {
 
     private func encodeLease(into writer: inout ByteWriter) {
         switch self {
-        case .leaseRequest(let number, let heard, let epoch, let memory):
+        case .leaseRequest(let number, let heard, let epoch, let grantMilliseconds, let memory):
             writer.put(Kind.leaseRequest.rawValue)
             writer.put(number)
             writer.put(heard)
             writer.put(epoch)
+            writer.put(grantMilliseconds)
             writer.put(memory)
         case .leaseGranted(let number):
             writer.put(Kind.leaseGranted.rawValue)
@@ -474,7 +479,10 @@ extension QuorumMessage.Body {
         case .leaseRequest:
             let heard = try reader.get(UInt64.self, "heard lease number")
             let epoch = try reader.getEpoch()
-            return .leaseRequest(number: number, heard: heard, epoch: epoch, memory: try reader.getVoterMemory())
+            let grant = try reader.get(UInt32.self, "grant")
+            return .leaseRequest(
+                number: number, heard: heard, epoch: epoch, grantMilliseconds: grant,
+                memory: try reader.getVoterMemory())
         case .leaseGranted: return .leaseGranted(number: number)
         case .leaseRefused:
             let code = try reader.get(UInt8.self, "reason of a lease refusal")

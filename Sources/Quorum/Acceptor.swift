@@ -126,8 +126,10 @@ public struct Acceptor: Sendable {
         case .prepare(let ballot, _): prepare(ballot, message, from: node, now: now, effects: &effects)
         case .accept(let ballot, let decision, _):
             accept(ballot, decision, message, from: node, now: now, effects: &effects)
-        case .leaseRequest(let number, let heard, let epoch, _):
-            requestLease(number, heard: heard, epoch: epoch, message, from: node, now: now, effects: &effects)
+        case .leaseRequest(let number, let heard, let epoch, let grantMilliseconds, _):
+            let request = LeaseRequest(
+                number: number, heard: heard, epoch: epoch, grant: UInt64(grantMilliseconds) * 1_000_000)
+            requestLease(request, message, from: node, now: now, effects: &effects)
         case .leaseRelease(let number): release(number, from: node)
         default: break
         }
@@ -186,7 +188,7 @@ public struct Acceptor: Sendable {
         case .prepare(let ballot, let memory), .accept(let ballot, _, let memory):
             if voter == .witness, ballot.instance > state.promised.instance { return true }
             return memory.promised > state.promised || memory.accepted > state.acceptedBallot
-        case .leaseRequest(_, _, _, let memory):
+        case .leaseRequest(_, _, _, _, let memory):
             return memory.promised > state.promised || memory.accepted > state.acceptedBallot
         default: return false
         }
@@ -316,38 +318,48 @@ public struct Acceptor: Sendable {
 
     // MARK: Leases
 
+    private struct LeaseRequest {
+        var number: UInt64
+        var heard: UInt64
+        var epoch: Epoch
+        var grant: BootNanoseconds
+    }
+
     private mutating func requestLease(
-        _ number: UInt64, heard: UInt64, epoch: Epoch, _ message: QuorumMessage, from node: NodeID,
-        now: BootNanoseconds, effects: inout [AcceptorEffect]
+        _ request: LeaseRequest, _ message: QuorumMessage, from node: NodeID, now: BootNanoseconds,
+        effects: inout [AcceptorEffect]
     ) {
+        let number = request.number
         guard let state, number > self[node].lastLeaseNumber, number > self[node].releasedNumber else { return }
         self[node].lastLeaseNumber = number
         // A node that hears nobody, while its requests still arrive, would be renewed for ever and block the other
         // (rule 12). One answer that it has heard makes it good again.
-        if heard > self[node].heard {
-            self[node].heard = heard
+        if request.heard > self[node].heard {
+            self[node].heard = request.heard
             self[node].unheard = 0
         } else {
             self[node].unheard += 1
         }
-        let reason: LeaseRefusal? =
-            if state.accepted.primary != node, epoch <= state.accepted.epoch {
-                .notPrimary
-            } else if let other = self[node.peer].grant, other.until > now {
-                .held
-            } else if self[node].unheard > timing.unheardLimit {
-                .unheard
-            } else {
-                nil
-            }
-        if let reason {
+        if let reason = objection(to: request, from: node, state, now: now) {
             answer(
                 node, to: message, .leaseRefused(number: number, reason, accepted: state.accepted.epoch),
                 effects: &effects)
         } else {
-            self[node].grant = Grant(number: number, until: now + timing.grant)
+            // Never shorter than before: the earlier grant may cover a lease that still runs.
+            let until = max(now + request.grant, self[node].grant?.until ?? 0)
+            self[node].grant = Grant(number: number, until: until)
             answer(node, to: message, .leaseGranted(number: number), effects: &effects)
         }
+    }
+
+    private func objection(
+        to request: LeaseRequest, from node: NodeID, _ state: AcceptorState, now: BootNanoseconds
+    ) -> LeaseRefusal? {
+        if state.accepted.primary != node, request.epoch <= state.accepted.epoch { return .notPrimary }
+        if let other = self[node.peer].grant, other.until > now { return .held }
+        if self[node].unheard > timing.unheardLimit { return .unheard }
+        // After a restart this voter waits for as long as it may ever have granted; so it grants no longer than that.
+        return request.grant > timing.grant ? .tooLong : nil
     }
 
     /// Removes only the grants up to `number`: a release that was late must not take away a lease that was asked for

@@ -69,6 +69,10 @@ extension Member {
             receiveEmpty(birth, echo: message.echo, from: voter, effects: &effects)
             return
         }
+        if case .nameTaken(let other) = message.body {
+            receiveNameTaken(other, effects: &effects)
+            return
+        }
         if message.echo != 0, message.echo <= emptyEcho[voter] { return }  // said before it lost its memory
         if message.echo > formedEcho[voter] {
             formedEcho[voter] = message.echo
@@ -91,15 +95,15 @@ extension Member {
             lastRefusal = reason
             proposer.refused(by: voter, ballot, phase, reason, now: now)
         case .leaseGranted(let number): lease.granted(by: voter, number: number)
-        case .leaseRefused(let number, _, _): lease.answered(by: voter, number: number)
-        case .nameTaken(let other):
-            if nameTakenBy != other {
-                nameTakenBy = other
+        case .leaseRefused(let number, let reason, _):
+            lease.answered(by: voter, number: number)
+            if reason == .tooLong, !saidGrantTooLong {
+                saidGrantTooLong = true
                 effects.append(
                     .log(
                         .error,
-                        "the witness serves another mirror of this name (id \(other)) and refuses this one: give one of "
-                            + "the two another name"))
+                        "the voter \(voter) does not grant for \(timing.grant / 1_000_000) ms: lower `grant` here, or "
+                            + "raise what that voter gives"))
             }
         case .status(let phase, let chosen, let witness):
             memory.witness.note(accepted: witness.accepted)
@@ -130,6 +134,16 @@ extension Member {
                 nextRoundAt = now
             }
         }
+    }
+
+    private mutating func receiveNameTaken(_ other: MirrorID, effects: inout [MemberEffect]) {
+        guard nameTakenBy != other else { return }
+        nameTakenBy = other
+        effects.append(
+            .log(
+                .error,
+                "the witness serves another mirror of this name (id \(other)) and refuses this one: give one of the two "
+                    + "another name"))
     }
 
     private mutating func receiveStatus(

@@ -200,7 +200,8 @@ extension Member {
             for voter in Voter.allCases {
                 send(
                     .leaseRequest(
-                        number: number, heard: lease.heard[voter], epoch: known.epoch, memory: memory[voter]),
+                        number: number, heard: lease.heard[voter], epoch: known.epoch,
+                        grantMilliseconds: UInt32(clamping: timing.grant / 1_000_000), memory: memory[voter]),
                     to: voter, effects: &effects)
             }
         }

@@ -109,6 +109,7 @@ public struct Member: Sendable {
     var followingSaid = false
     var roleSaid: RoleState?
     var witnessSaid = WitnessState.unknown
+    var saidGrantTooLong = false
     var loopback: [QuorumMessage] = []
 
     /// - Parameters:

@@ -4,7 +4,8 @@ public struct QuorumTiming: Sendable, Hashable {
     public var lease: BootNanoseconds = 2_000_000_000
     /// Time between two requests for the lease.
     public var renewal: BootNanoseconds = 500_000_000
-    /// How long a voter keeps a grant, counted from the moment it *received* the request.
+    /// How long a voter keeps a grant, counted from the moment it *received* the request: what a holder asks for, the
+    /// longest that a voter gives, and what it waits after a restart.
     public var grant: BootNanoseconds = 4_000_000_000
     /// What the kernel may take, after the lease has ended, to drop an address whose lifetime has run out.
     public var addressSlack: BootNanoseconds = 1_000_000_000

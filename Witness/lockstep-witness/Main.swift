@@ -1,4 +1,125 @@
+import ArgumentParser
+import Configuration
+import Foundation
+import Logging
+import Ring
+import Transport
+import WitnessCore
+
 @main
-enum Main {
-    static func main() {}
+struct LockstepWitness: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "lockstep-witness",
+        abstract: "The third vote: decides with the two nodes of each mirror which of them serves. Holds no data.",
+        discussion: """
+            Runs in the foreground and logs to standard error; SIGTERM or SIGINT ends it. It may be restarted at any time: \
+            services go on as long as both their nodes are well. Installed anew, with an empty state directory, it waits \
+            until the nodes of a mirror give it its memory back.
+            Exit status: 0 stopped, 1 failed, 2 wrong usage or configuration.
+            """)
+
+    @Option(name: .long, help: "The configuration file; the options below override it.")
+    var config: String?
+
+    @Option(name: .long, help: "Address and port to listen on (default: 0.0.0.0:7401).")
+    var listen: String?
+
+    @Option(name: .long, help: "Directory of its durable votes (default: /var/lib/lockstep-witness).")
+    var state: String?
+
+    @Option(name: .long, help: "trace, debug, info, notice, warning, error or critical.")
+    var logLevel: String?
+
+    @Option(
+        name: .long,
+        help: "The longest grant it gives, in ms; after a restart it promises nothing for as long (default: 4000).")
+    var longestGrant: UInt32 = 4000
+
+    func run() throws {
+        let (address, directory, level) = try settings()
+        LoggingSystem.bootstrap { label in
+            var handler = StreamLogHandler.standardError(label: label)
+            handler.logLevel = level
+            return handler
+        }
+        var timing = QuorumTiming()
+        timing.grant = BootNanoseconds(longestGrant) * 1_000_000
+        if let problem = timing.problems().first { throw ValidationError("--longest-grant: \(problem)") }
+        let chosenTiming = timing
+        let logger = Logger(label: "lockstep-witness")
+        let signals = Signals()
+        do {
+            let thread = try ReactorThread(name: "witness", logger: logger) { reactor in
+                let voters = try WitnessVoters(
+                    store: VoteStore(directory: directory), timing: chosenTiming, startedAt: reactor.now,
+                    generator: SystemRandomNumberGenerator(), logger: logger)
+                let server = try WitnessServer(
+                    reactor: reactor, address: address, voters: voters, session: UInt64.random(in: 1 ... .max),
+                    logger: logger)
+                // The reactor's handlers refer to it; this keeps it as long as they run.
+                reactor.beforeSleep { withExtendedLifetime(server) {} }
+                logger.notice(
+                    "listening on \(address)",
+                    metadata: ["state": "\(directory)", "mirrors": "\(voters.mirrorCount)"])
+            }
+            signals.wait()
+            logger.notice("stopping")
+            thread.handle.stop()
+            thread.join()
+        } catch {
+            logger.critical("\(error)")
+            throw ExitCode(1)
+        }
+    }
+
+    private func settings() throws -> (SocketAddress, String, Logger.Level) {
+        var endpoint = Endpoint("0.0.0.0:7401")
+        var directory = "/var/lib/lockstep-witness"
+        var level = Logger.Level.info
+        do {
+            if let config {
+                let file = try WitnessConfiguration.load(config)
+                endpoint = file.listen
+                directory = file.state
+                level = Logger.Level(rawValue: file.logLevel.rawValue) ?? .info
+            }
+        } catch {
+            FileHandle.standardError.write(Data("lockstep-witness: \(error)\n".utf8))
+            throw ExitCode(2)
+        }
+        if let listen { endpoint = Endpoint(listen) }
+        if let state { directory = state }
+        if let logLevel {
+            guard let chosen = Logger.Level(rawValue: logLevel) else {
+                throw ValidationError("--log-level: \"\(logLevel)\" is no level; write for example info or debug")
+            }
+            level = chosen
+        }
+        guard let endpoint, let address = SocketAddress(endpoint.host, port: endpoint.port) else {
+            throw ValidationError("--listen: write an address with a port, for example 0.0.0.0:7401 or [::]:7401")
+        }
+        return (address, directory, level)
+    }
+}
+
+/// SIGTERM and SIGINT, taken by one thread that waits for them.
+private struct Signals {
+    private let set: sigset_t
+
+    /// Blocks the signals in this thread and every one it starts: make it first.
+    init() {
+        var set = sigset_t()
+        sigemptyset(&set)
+        sigaddset(&set, SIGTERM)
+        sigaddset(&set, SIGINT)
+        pthread_sigmask(SIG_BLOCK, &set, nil)
+        signal(SIGPIPE, SIG_IGN)
+        self.set = set
+    }
+
+    func wait() {
+        var set = set
+        var number: Int32 = 0
+        while sigwait(&set, &number) != 0 {}
+    }
 }

@@ -1,0 +1,116 @@
+import Foundation
+import Glibc
+public import Quorum
+
+/// What is wrong with the witness's directory, and what to do.
+public struct VoteStoreError: Error, Sendable, CustomStringConvertible {
+    public let description: String
+    init(_ text: String) { description = text }
+    init(_ action: String, _ path: String, _ code: Int32) {
+        description =
+            "cannot \(action) \(path): \(String(cString: strerror(code))). "
+            + "Mend the disk or the permissions of the state directory, then start the witness again"
+    }
+}
+
+/// The voters' memories on disk: `<32 hexadecimal digits of the mirror id>.votes`, each replaced as a whole, so that a
+/// crash leaves the old or the new one. Every call waits for the disk.
+public final class VoteStore {
+    public let directory: String
+    private let lock: Int32
+
+    /// Makes the directory if it is not there, and locks it: two witnesses on one directory would vote twice.
+    public init(directory: String) throws(VoteStoreError) {
+        self.directory = directory
+        if mkdir(directory, 0o700) != 0, errno != EEXIST { throw VoteStoreError("create", directory, errno) }
+        let path = directory + "/lock"
+        lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+        guard lock >= 0 else { throw VoteStoreError("create", path, errno) }
+        guard flock(lock, LOCK_EX | LOCK_NB) == 0 else {
+            let code = errno
+            close(lock)
+            guard code == EWOULDBLOCK else { throw VoteStoreError("lock", path, code) }
+            throw VoteStoreError(
+                "another lockstep-witness uses \(directory): stop it, or give this one another state directory")
+        }
+    }
+
+    deinit { close(lock) }
+
+    /// A file that holds no valid memory, with what is wrong. Its mirror gets no answer until it is dealt with.
+    public struct Damage: Sendable {
+        public let mirror: MirrorID
+        public let description: String
+    }
+
+    private static let suffix = ".votes"
+    private func path(_ mirror: MirrorID) -> String { directory + "/\(mirror)" + VoteStore.suffix }
+
+    /// Everything there is; what an interrupted write left behind is removed.
+    public func load() throws(VoteStoreError) -> (states: [AcceptorState], damaged: [Damage]) {
+        let names: [String]
+        do {
+            names = try FileManager.default.contentsOfDirectory(atPath: directory).sorted()
+        } catch {
+            throw VoteStoreError("cannot list \(directory): \(error)")
+        }
+        var states: [AcceptorState] = []
+        var damaged: [Damage] = []
+        for name in names {
+            if name.hasSuffix(".new") { unlink(directory + "/" + name) }
+            guard name.hasSuffix(VoteStore.suffix), let mirror = VoteStore.mirror(inName: name) else { continue }
+            let path = directory + "/" + name
+            guard let data = FileManager.default.contents(atPath: path) else {
+                throw VoteStoreError("read", path, errno)
+            }
+            do throws(DecodingError) {
+                let state = try AcceptorState(decoding: [UInt8](data))
+                guard state.mirror == mirror else { throw DecodingError("memory of mirror \(state.mirror)", at: 8) }
+                states.append(state)
+            } catch {
+                damaged.append(
+                    Damage(
+                        mirror: mirror,
+                        description: "\(path) is damaged (\(error)). Remove it and restart the witness: the nodes then "
+                            + "seed it anew, together, or the one that serves alone"))
+            }
+        }
+        return (states, damaged)
+    }
+
+    private static func mirror(inName name: String) -> MirrorID? {
+        let digits = name.dropLast(suffix.count)
+        guard digits.count == 32, let high = UInt64(digits.prefix(16), radix: 16),
+            let low = UInt64(digits.suffix(16), radix: 16)
+        else { return nil }
+        return MirrorID(high: high, low: low)
+    }
+
+    /// Temporary file, flush, rename, flush of the directory; nil removes. Durable when it returns.
+    public func store(_ state: AcceptorState?, of mirror: MirrorID) throws(VoteStoreError) {
+        let path = path(mirror)
+        guard let state else {
+            guard unlink(path) == 0 || errno == ENOENT else { throw VoteStoreError("remove", path, errno) }
+            return try flushDirectory()
+        }
+        let temporary = path + ".new"
+        let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        guard file >= 0 else { throw VoteStoreError("create", temporary, errno) }
+        let bytes = state.encoded()
+        let count = write(file, bytes, bytes.count)
+        let writeCode = count < 0 ? errno : ENOSPC
+        let flushCode = fsync(file) == 0 ? 0 : errno
+        close(file)
+        guard count == bytes.count else { throw VoteStoreError("write", temporary, writeCode) }
+        guard flushCode == 0 else { throw VoteStoreError("flush", temporary, flushCode) }
+        guard rename(temporary, path) == 0 else { throw VoteStoreError("rename", temporary, errno) }
+        try flushDirectory()
+    }
+
+    private func flushDirectory() throws(VoteStoreError) {
+        let file = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard file >= 0 else { throw VoteStoreError("open", directory, errno) }
+        defer { close(file) }
+        guard fsync(file) == 0 else { throw VoteStoreError("flush", directory, errno) }
+    }
+}

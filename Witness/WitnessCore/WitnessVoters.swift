@@ -1,0 +1,159 @@
+public import Logging
+public import Quorum
+
+/// The witness's votes in all mirrors.
+public final class WitnessVoters {
+    /// Mirrors with a memory here.
+    public static let mirrorLimit = 10_000
+    /// Mirrors that are empty here: each costs memory, and anyone who connects can name one.
+    public static let emptyLimit = 256
+
+    private let store: VoteStore
+    private let timing: QuorumTiming
+    private let startedAt: BootNanoseconds
+    private let logger: Logger
+    private var generator: any RandomNumberGenerator
+    private var voters: [MirrorID: Acceptor] = [:]
+    private var begun: Set<MirrorID> = []
+    private var empties: [MirrorID] = []
+    private var names: [String: MirrorID] = [:]
+    /// Silent until the witness is restarted: what they would say cannot be trusted, or not be kept.
+    private var silenced: Set<MirrorID> = []
+
+    /// - Parameter startedAt: when this process started. For one grant from then it promises nothing to anybody:
+    ///   its earlier process may have granted a lease.
+    public init(
+        store: VoteStore, timing: QuorumTiming, startedAt: BootNanoseconds, generator: any RandomNumberGenerator,
+        logger: Logger
+    ) throws(VoteStoreError) {
+        self.store = store
+        self.timing = timing
+        self.startedAt = startedAt
+        self.generator = generator
+        self.logger = logger
+        let (states, damaged) = try store.load()
+        for damage in damaged {
+            silenced.insert(damage.mirror)
+            logger.critical("\(damage.description)")
+        }
+        for state in states {
+            voters[state.mirror] = Acceptor(
+                voter: .witness, state: state, timing: timing, startedAt: startedAt, seed: self.generator.next())
+            if let other = names[state.name] {
+                logger.error("mirrors \(other) and \(state.mirror) have one name, \(state.name): rename one of them")
+            } else {
+                names[state.name] = state.mirror
+            }
+        }
+    }
+
+    public var mirrorCount: Int { voters.count - empties.count }
+
+    /// Why a node of this mirror gets no answer; nil if it does.
+    public func objection(mirror: MirrorID, name: String) -> String? {
+        if silenced.contains(mirror) {
+            return "this witness's memory of mirror \(name) is damaged; its log says what to do"
+        }
+        if mirror != .none, let other = names[name], other != mirror {
+            return
+                "this witness already serves another mirror named \(name), with the identity \(other), not \(mirror): "
+                + "give one of the two another name"
+        }
+        return nil
+    }
+
+    /// A message of one node of `mirror`; the answers, to that node or the other, in order. What an answer rests on is
+    /// on the disk when this returns.
+    public func receive(
+        _ message: QuorumMessage, from node: NodeID, mirror: MirrorID, now: BootNanoseconds
+    ) -> [(to: NodeID, QuorumMessage)] {
+        guard mirror != .none, !silenced.contains(mirror) else { return [] }
+        if case .seed(_, let seeded, let name, _, _, _) = message.body {
+            guard seeded == mirror else { return [] }
+            if let other = names[name], other != mirror {
+                // Two clusters of one name: the second is told, and gets no vote.
+                let sender = Incarnation(birth: 0, session: 0)
+                return [
+                    (
+                        node,
+                        QuorumMessage(sender: sender, number: 0, echo: message.number, body: .nameTaken(by: other))
+                    )
+                ]
+            }
+        }
+        guard var voter = takeVoter(mirror) else { return [] }
+        let wasEmpty = voter.state == nil
+        var effects: [AcceptorEffect] = []
+        if !wasEmpty, begun.insert(mirror).inserted { voter.start(effects: &effects) }
+        voter.receive(message, from: node, now: now, effects: &effects)
+        let answers = carryOut(effects, &voter, mirror)
+        voters[mirror] = voter
+        noteMemory(of: voter, mirror, wasEmpty: wasEmpty)
+        return answers
+    }
+
+    private func takeVoter(_ mirror: MirrorID) -> Acceptor? {
+        if let voter = voters[mirror] { return voter }
+        guard mirrorCount < WitnessVoters.mirrorLimit else {
+            logger.error(
+                "mirror \(mirror) gets no vote: this witness serves \(mirrorCount) mirrors, which is its limit")
+            return nil
+        }
+        // The oldest empty one makes room; if it is a real mirror it just gets another number.
+        if empties.count >= WitnessVoters.emptyLimit { voters[empties.removeFirst()] = nil }
+        empties.append(mirror)
+        return Acceptor(voter: .witness, state: nil, timing: timing, startedAt: startedAt, seed: generator.next())
+    }
+
+    private func noteMemory(of voter: Acceptor, _ mirror: MirrorID, wasEmpty: Bool) {
+        guard wasEmpty != (voter.state == nil) else { return }
+        if let state = voter.state {
+            empties.removeAll { $0 == mirror }
+            names[state.name] = mirror
+            begun.insert(mirror)
+        } else {
+            empties.append(mirror)
+            for (name, id) in names where id == mirror { names[name] = nil }
+        }
+    }
+
+    /// Writes first, then lets the answers go that waited for it.
+    private func carryOut(
+        _ effects: [AcceptorEffect], _ voter: inout Acceptor, _ mirror: MirrorID
+    ) -> [(to: NodeID, QuorumMessage)] {
+        var answers: [(to: NodeID, QuorumMessage)] = []
+        var rest = effects[...]
+        while let effect = rest.popFirst() {
+            switch effect {
+            case .reply(let node, let message): answers.append((node, message))
+            case .log(let level, let text): log(level, text, mirror)
+            case .persist(let state, let token):
+                do throws(VoteStoreError) {
+                    try store.store(state, of: mirror)
+                } catch {
+                    logger.critical(
+                        "\(error). Until then this witness is silent about this mirror",
+                        metadata: ["mirror": "\(mirror)"])
+                    silenced.insert(mirror)
+                    return answers
+                }
+                var more: [AcceptorEffect] = []
+                voter.persisted(token, effects: &more)
+                rest.append(contentsOf: more)
+            }
+        }
+        return answers
+    }
+
+    private func log(_ level: QuorumLogLevel, _ text: String, _ mirror: MirrorID) {
+        let level: Logger.Level =
+            switch level {
+            case .debug: .debug
+            case .info: .info
+            case .warning: .warning
+            case .error: .error
+            case .critical: .critical
+            }
+        logger.log(level: level, "\(text)", metadata: ["mirror": "\(mirror)"])
+    }
+}
