@@ -1,0 +1,180 @@
+import Format
+import Glibc
+import Ring
+import Synchronization
+import Testing
+
+@testable import Tree
+
+private func id(_ counter: UInt64) -> FileID { FileID(epoch: Epoch(rawValue: 3), counter: counter) }
+private func seq(_ number: Int) -> Seq { Seq(rawValue: UInt64(number)) }
+
+@Suite struct ConflictScheduleTests {
+    @Test func recordsThatShareNothingRunSideBySide() {
+        var schedule = ConflictSchedule(applied: .zero)
+        schedule.add(seq(1), touched: [id(1)], isBarrier: false)
+        schedule.add(seq(2), touched: [id(2)], isBarrier: false)
+        #expect(schedule.take()?.seqs == [seq(1)])
+        #expect(schedule.take()?.seqs == [seq(2)])
+        schedule.finish(seq(2))
+        #expect(schedule.lowWatermark == .zero)
+        schedule.finish(seq(1))
+        #expect(schedule.lowWatermark == seq(2))
+    }
+
+    @Test func recordsOfOneFileGoTogetherInOrder() {
+        var schedule = ConflictSchedule(applied: .zero)
+        for number in 1...3 { schedule.add(seq(number), touched: [id(1)], isBarrier: false) }
+        schedule.add(seq(4), touched: [id(1), id(2)], isBarrier: false)
+        schedule.add(seq(5), touched: [id(1)], isBarrier: false)
+        #expect(schedule.take()?.seqs == [seq(1), seq(2), seq(3)])
+        #expect(schedule.take() == nil)
+        for number in 1...3 { schedule.finish(seq(number)) }
+        #expect(schedule.take()?.seqs == [seq(4)])
+        #expect(schedule.take() == nil)
+        schedule.finish(seq(4))
+        #expect(schedule.take()?.seqs == [seq(5)])
+    }
+
+    @Test func nothingPassesABarrier() {
+        var schedule = ConflictSchedule(applied: .zero)
+        schedule.add(seq(1), touched: [id(1)], isBarrier: false)
+        schedule.add(seq(2), touched: [], isBarrier: true)
+        schedule.add(seq(3), touched: [id(2)], isBarrier: false)
+        schedule.add(seq(4), touched: [], isBarrier: true)
+        schedule.add(seq(5), touched: [id(1)], isBarrier: false)
+        for number in 1...5 {
+            #expect(schedule.take()?.seqs == [seq(number)])
+            #expect(schedule.take() == nil)
+            schedule.finish(seq(number))
+        }
+        #expect(schedule.lowWatermark == seq(5))
+        #expect(schedule.unfinished == 0)
+    }
+
+    @Test func whatFollowsAFailureOnItsFileWaitsAndTheRestGoesOn() {
+        var schedule = ConflictSchedule(applied: .zero)
+        schedule.add(seq(1), touched: [id(1)], isBarrier: false)
+        schedule.add(seq(2), touched: [id(1), id(2)], isBarrier: false)
+        schedule.add(seq(3), touched: [id(3)], isBarrier: false)
+        let failed = schedule.take()!
+        #expect(schedule.take()?.seqs == [seq(3)])
+        schedule.finish(seq(3))
+        #expect(schedule.take() == nil)
+        #expect(schedule.lowWatermark == .zero)
+        schedule.putBack(failed.seqs)
+        #expect(schedule.take()?.seqs == [seq(1)])
+        schedule.finish(seq(1))
+        #expect(schedule.take()?.seqs == [seq(2)])
+    }
+
+    /// Any order of finishing: conflicting records run in order and one at a time, and all finish.
+    @Test(arguments: 1...50)
+    func everyInterleavingKeepsTheOrderOfEachFile(seed: UInt64) {
+        var random = Seeded(seed)
+        var schedule = ConflictSchedule(applied: .zero)
+        var touched: [Seq: [FileID]] = [:]
+        var barriers: Set<Seq> = []
+        var running: [[Seq]] = []
+        var done: Set<Seq> = []
+        var next = 1
+        while done.count < 300 {
+            if next <= 300, Int.random(in: 0..<3, using: &random) > 0 {
+                let isBarrier = Int.random(in: 0..<25, using: &random) == 0
+                let files = (0..<Int.random(in: 1...3, using: &random)).map { _ in
+                    id(UInt64.random(in: 1...12, using: &random))
+                }
+                schedule.add(seq(next), touched: files, isBarrier: isBarrier)
+                touched[seq(next)] = files
+                if isBarrier { barriers.insert(seq(next)) }
+                next += 1
+            }
+            while Bool.random(using: &random), let run = schedule.take() {
+                for taken in run.seqs {
+                    let earlier = touched.keys.filter { $0 < taken && !done.contains($0) && !run.seqs.contains($0) }
+                    for other in earlier {
+                        #expect(Set(touched[other]!).isDisjoint(with: touched[taken]!), "\(taken) before \(other)")
+                        #expect(!barriers.contains(other) && !barriers.contains(taken))
+                    }
+                }
+                running.append(run.seqs)
+            }
+            if !running.isEmpty {
+                let index = Int.random(in: 0..<running.count, using: &random)
+                let first = running[index].removeFirst()
+                if running[index].isEmpty { running.remove(at: index) }
+                schedule.finish(first)
+                done.insert(first)
+            } else if next > 300, let run = schedule.take() {
+                running.append(run.seqs)
+            }
+        }
+        #expect(schedule.lowWatermark == seq(300))
+    }
+}
+
+@Suite struct ApplierTests {
+    /// What the callbacks told, for the test's own thread.
+    private final class Told: Sendable {
+        let state = Mutex<(applied: Int, watermark: Seq, failed: Seq?)>((0, .zero, nil))
+    }
+    private final class Held: @unchecked Sendable { var applier: Applier? }
+
+    private func run(_ scratch: Scratch, _ all: [Batch], until isDone: (Told) -> Bool) throws -> Told {
+        let tree = try openTree(scratch)
+        let told = Told()
+        let held = Held()
+        let pool = try WorkerPool(threads: 3, name: "apply")
+        let thread = try ReactorThread(name: "data", engine: .libaio, logger: quiet) { reactor in
+            let applier = Applier(
+                tree: tree, role: .secondary, reactor: reactor, pool: pool, jobLimit: 3, applied: .zero, logger: quiet)
+            applier.onApplied = { _ in told.state.withLock { $0.applied += 1 } }
+            applier.onWatermark = { seq in told.state.withLock { $0.watermark = seq } }
+            applier.onFailure = { seq, _ in told.state.withLock { $0.failed = seq } }
+            held.applier = applier
+        }
+        for batch in all {
+            thread.post {
+                // In two steps, as commits come.
+                held.applier?.submit(batch, through: batch.firstSeq + batch.records.count / 2)
+                held.applier?.submit(batch, through: batch.lastSeq)
+            }
+        }
+        for _ in 0..<3000 where !isDone(told) { usleep(10_000) }
+        pool.shutdown()
+        _ = thread.call { held.applier = nil }
+        thread.stop()
+        thread.join()
+        return told
+    }
+
+    @Test(arguments: 1...5)
+    func batchesAppliedInParallelGiveTheTreeTheyDescribe(seed: UInt64) throws {
+        let scratch = Scratch()
+        var generator = Generator(seed: seed &+ 500)
+        let drawn = generator.draw(400)
+        let told = try run(scratch, batches(of: drawn, size: 25)) { told in
+            told.state.withLock { $0.watermark == seq(400) }
+        }
+        #expect(told.state.withLock { $0.applied } == 400)
+        #expect(told.state.withLock { $0.failed } == nil)
+        try expectSame(openTree(scratch), generator.model)
+    }
+
+    @Test func failure23ARecordThatCannotBeAppliedStopsItsFilesAndTheWatermark() throws {
+        let scratch = Scratch()
+        var generator = Generator(seed: 8)
+        var drawn = generator.draw(40)
+        // A write to a file that never was.
+        drawn[20] = Generator.Drawn(
+            record: Record(
+                time: 1, body: .write(file: id(77), offset: 0), payload: .inline(offset: 0, length: 1, checksum: 0)),
+            payload: [1])
+        drawn = Array(drawn[...20])
+        let told = try run(scratch, batches(of: drawn, size: 21)) { told in
+            told.state.withLock { $0.failed != nil && $0.watermark == seq(20) }
+        }
+        #expect(told.state.withLock { $0.failed } == seq(21))
+        #expect(told.state.withLock { $0.watermark } == seq(20))
+    }
+}
