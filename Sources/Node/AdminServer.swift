@@ -61,7 +61,9 @@ final class AdminServer {
 
     private func accept() {
         while true {
-            let client = clinux_accept(descriptor, nil, nil)
+            var room = sockaddr_un()
+            var length = UInt32(MemoryLayout<sockaddr_un>.size)
+            let client = unsafe clinux_accept(descriptor, &room, &length)
             guard client >= 0 else { return }
             guard clients.count < AdminServer.connectionLimit else {
                 close(client)

@@ -64,7 +64,8 @@ final class MirrorLog {
     /// The moment (boot clock, ns) until which this node may answer. Checked before every answer: a process that slept
     /// past it finds acknowledgements in its sockets and must not pass them on.
     private var leaseUntil: UInt64 = 0
-    private var fileIDs = FileIDAllocator(epoch: .none)
+    /// nil until this process has served.
+    private var fileIDs: FileIDAllocator?
     private(set) var statistics = LogStatistics()
     /// Free bytes of this node's backing file system, less what has been logged since they were asked for.
     private var freeSpace: Int64 = 0
@@ -438,7 +439,7 @@ extension MirrorLog: ChangeLog {
     var lastSeq: Seq { core.last + open.count }
 
     func allocateFileID() -> FileID {
-        guard let file = fileIDs.allocate() else {
+        guard let file = fileIDs?.allocate() else {
             fatalError("a trillion files were created in one epoch: restart the mirror to begin another")
         }
         return file

@@ -140,15 +140,24 @@ public final class NodeProcess: @unchecked Sendable {
         let node = node
         let logger = logger
         let box = Unchecked(self)
-        return try onData { reactor in
+        let ready = DispatchSemaphore(value: 0)
+        let summary = try onData { reactor in
             let (plane, summary) = try DataPlane.start(
                 node: node, configuration: configuration, mirror: mirror, reactor: reactor, logger: logger
             ) { report in
                 _ = control.post { box.value.control?.reported(report) }
             }
-            box.value.plane = plane
+            // From now on something may be missing after a crash: on the disk before anything is received.
+            plane.journal.clearCleanStop {
+                box.value.plane = plane
+                _ = ready.signal()
+            }
             return summary
         }
+        guard ready.wait(timeout: .now() + .seconds(30)) == .success else {
+            throw StartError("the journal's disk does not answer: \(StateFiles.journal(configuration))")
+        }
+        return summary
     }
 
     private func startControl(votes: VoteFile, state: AcceptorState?, summary: LogSummary?) throws {
