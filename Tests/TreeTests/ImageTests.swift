@@ -1,0 +1,216 @@
+import CLinux
+import Format
+import Glibc
+import Testing
+
+@testable import Tree
+
+/// A full comparison as a primary drives it: directories from the top, then files with the blocks that differ.
+private struct Comparison {
+    let primary: PlainTree
+    let secondary: PlainTree
+    let blockBytes = 4096
+    var sentBlocks = 0
+    private var compared: Set<FileID> = []
+
+    init(_ primary: PlainTree, _ secondary: PlainTree) {
+        self.primary = primary
+        self.secondary = secondary
+    }
+
+    mutating func start() throws { try send(.imageStart(number: 1)) }
+
+    mutating func run(between: (FileID) throws -> Void = { _ in }) throws {
+        try start()
+        var waiting: [FileID] = [.root]
+        while !waiting.isEmpty {
+            let directory = waiting.removeFirst()
+            for part in try primary.imageOfDirectory(directory) {
+                try send(part)
+                guard case .imageDirectory(_, _, _, _, _, let entries) = part else { continue }
+                for entry in entries where compared.insert(entry.file).inserted {
+                    if entry.mode & S_IFMT == S_IFDIR { waiting.append(entry.file) } else { try compare(entry.file) }
+                }
+            }
+            try between(directory)
+        }
+        try send(.imageEnd(number: 1))
+    }
+
+    private func send(_ body: RecordBody) throws { try secondary.apply(body, isImage: true) }
+
+    private mutating func compare(_ file: FileID) throws {
+        let status = try primary.status(of: file)
+        if status.isRegular {
+            let length = (status.attributes.size + UInt64(blockBytes) - 1) / UInt64(blockBytes) * UInt64(blockBytes)
+            let ours = try primary.blockHashes(of: file, at: 0, length: length, blockBytes: blockBytes, seed: 9)
+            let theirs = try secondary.blockHashes(of: file, at: 0, length: length, blockBytes: blockBytes, seed: 9)
+            for (index, hash) in ours.enumerated() where hash != theirs[index] {
+                sentBlocks += 1
+                let offset = UInt64(index * blockBytes)
+                if hash == nil {
+                    try send(.allocate(file: file, mode: 3, offset: offset, length: UInt64(blockBytes)))
+                    continue
+                }
+                var block = [UInt8](repeating: 0, count: min(blockBytes, Int(status.attributes.size - offset)))
+                _ = try block.withUnsafeMutableBytes { try primary.read(file, at: offset, into: $0) }
+                try secondary.write(file, block, at: offset, isImage: true)
+            }
+        }
+        try send(try primary.imageOfFile(file))
+    }
+}
+
+@Suite struct ImageTests {
+    @Test(arguments: 1...8)
+    func aFullComparisonMakesAnyOldTreeEqual(seed: UInt64) throws {
+        let first = Scratch()
+        let second = Scratch()
+        let primary = try openTree(first)
+        let secondary = try openTree(second)
+        var generator = Generator(seed: seed &+ 4000)
+        let drawn = generator.draw(200)
+        for record in drawn { try primary.apply(record) }
+        for record in drawn { try secondary.apply(record) }
+        // The secondary misses the rest, and was changed by somebody too.
+        for record in generator.draw(200) { try primary.apply(record) }
+        var random = Seeded(seed)
+        try secondary.disturb(drawn, &random)
+        var comparison = Comparison(primary, secondary)
+        try comparison.run()
+        try expectSame(primary, generator.model)
+        try expectSame(secondary, generator.model)
+        #expect(try secondary.stagingNames() == [])
+    }
+
+    @Test(arguments: 1...8)
+    func recordsBetweenTheImagesAreNotLost(seed: UInt64) throws {
+        let first = Scratch()
+        let second = Scratch()
+        let primary = try openTree(first)
+        let secondary = try openTree(second)
+        var generator = Generator(seed: seed &+ 9000)
+        for record in generator.draw(150) { try primary.apply(record) }
+        var comparison = Comparison(primary, secondary)
+        try comparison.run()
+        // From here on the secondary is the mirror: the same records give the same tree.
+        for record in generator.draw(150) {
+            try primary.apply(record)
+            try secondary.apply(record)
+        }
+        try expectSame(secondary, generator.model)
+    }
+
+    @Test func aBackupWithoutNumbersIsComparedAndNotSent() throws {
+        let first = Scratch()
+        let second = Scratch()
+        let primary = try openTree(first)
+        var generator = Generator(seed: 77)
+        for record in generator.draw(250) { try primary.apply(record) }
+        // tar does not copy trusted attributes unless asked.
+        run(
+            "/bin/sh", "-c",
+            "cd \(first.path)/backing && tar cSf - --atime-preserve=system --exclude=./.lockstep . | tar xf - -C \(second.path)/backing")
+        let secondary = try openTree(second)
+        var comparison = Comparison(primary, secondary)
+        try comparison.run()
+        try expectSame(secondary, generator.model)
+        #expect(comparison.sentBlocks == 0)
+    }
+
+    @Test(arguments: 1...6)
+    func failure13ACrashInAComparisonIsMendedByReplayAndTheNextComparison(seed: UInt64) throws {
+        let first = Scratch()
+        let second = Scratch()
+        let primary = try openTree(first)
+        var generator = Generator(seed: seed &+ 321)
+        let drawn = generator.draw(200)
+        for record in drawn { try primary.apply(record) }
+        do {
+            let secondary = try openTree(second)
+            for record in drawn[..<60] { try secondary.apply(record) }
+            var comparison = Comparison(primary, secondary)
+            struct Stop: Error {}
+            var left = Int(seed)
+            do {
+                try comparison.run { _ in
+                    left -= 1
+                    if left == 0 { throw Stop() }
+                }
+            } catch is Stop {}
+        }
+        let secondary = try openTree(second, .existing)
+        _ = try secondary.replay(after: .zero, through: .zero, isBehind: true) { _ in }
+        var comparison = Comparison(primary, secondary)
+        try comparison.run()
+        try expectSame(secondary, generator.model)
+    }
+
+    @Test(arguments: 1...8)
+    func failure36ReplayOfAComparisonGivesItsEnd(seed: UInt64) throws {
+        let first = Scratch()
+        let second = Scratch()
+        let primary = try openTree(first)
+        let secondary = try openTree(second)
+        var generator = Generator(seed: seed &+ 8000)
+        let drawn = generator.draw(150)
+        for record in drawn { try primary.apply(record) }
+        for record in drawn[..<70] { try secondary.apply(record) }
+        // The whole comparison is in the journal and nothing of it in the files.
+        var images: [Generator.Drawn] = []
+        func add(_ body: RecordBody, _ payload: [UInt8] = []) {
+            let reference: PayloadReference =
+                body.kind == .write ? .inline(offset: 0, length: payload.count, checksum: 0) : .none
+            images.append(
+                Generator.Drawn(
+                    record: Record(time: 1, body: body, payload: reference, isImage: true), payload: payload))
+        }
+        add(.imageStart(number: 3))
+        var waiting: [FileID] = [.root]
+        var seen: Set<FileID> = []
+        while !waiting.isEmpty {
+            for part in try primary.imageOfDirectory(waiting.removeFirst()) {
+                add(part)
+                guard case .imageDirectory(_, _, _, _, _, let entries) = part else { continue }
+                for entry in entries where seen.insert(entry.file).inserted {
+                    if entry.mode & S_IFMT == S_IFDIR {
+                        waiting.append(entry.file)
+                        continue
+                    }
+                    if entry.mode & S_IFMT == S_IFREG {
+                        let data = try primary.contents(entry.file)
+                        if !data.isEmpty { add(.write(file: entry.file, offset: 0), data) }
+                    }
+                    add(try primary.imageOfFile(entry.file))
+                }
+            }
+        }
+        add(.imageEnd(number: 3))
+        let all = images + generator.draw(60)
+        var random = Seeded(seed)
+        for record in all[images.count...] where Bool.random(using: &random) {
+            try record.payload.withUnsafeBytes {
+                try secondary.applyImaging(record.record, payload: $0, settingTimes: true)
+            }
+        }
+        let result = try secondary.replay(all, after: 0)
+        #expect(result.sawImages)
+        try expectSame(secondary, generator.model)
+    }
+
+    @Test func holesAreNeitherReadNorSent() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        let file = FileID(epoch: Epoch(rawValue: 7), counter: 1)
+        try tree.apply(
+            .create(
+                file: file, parent: .root, name: Array("sparse".utf8),
+                attributes: FileAttributes(mode: S_IFREG | 0o600, uid: 0, gid: 0), target: [], xattrs: []))
+        try tree.write(file, [1], at: 64 << 30)
+        let blocks = 65536
+        let length = UInt64(64 << 30) + UInt64(blocks)
+        let hashes = try tree.blockHashes(of: file, at: 0, length: length, blockBytes: blocks, seed: 1)
+        #expect(hashes.count(where: { $0 != nil }) == 1)
+        #expect(hashes.last! != nil)
+    }
+}
