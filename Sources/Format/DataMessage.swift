@@ -118,6 +118,10 @@ public enum DataMessage: Sendable, Hashable {
     case probe(Probe)
     /// One bit for each block of the probe, least significant first: set = differs.
     case probeAnswer(number: UInt64, differs: [UInt8])
+    /// Source to follower: the last image is the record `seq`.
+    case resyncEnd(number: UInt64, seq: Seq)
+    /// Follower to source: everything is in the files and durable, and the journal no longer says "incomplete".
+    case resyncDone(number: UInt64)
 
     public func encoded() -> [UInt8] {
         var writer = ByteWriter(reserving: 64)
@@ -161,6 +165,13 @@ public enum DataMessage: Sendable, Hashable {
             writer.put(UInt8(10))
             writer.put(number)
             writer.put(counted: differs)
+        case .resyncEnd(let number, let seq):
+            writer.put(UInt8(11))
+            writer.put(number)
+            writer.put(seq)
+        case .resyncDone(let number):
+            writer.put(UInt8(12))
+            writer.put(number)
         }
         return writer.bytes
     }
@@ -190,6 +201,9 @@ public enum DataMessage: Sendable, Hashable {
             self = .probeAnswer(
                 number: try reader.get(UInt64.self, "number"),
                 differs: try reader.getCounted(limit: Probe.blockLimit / 8, "answer"))
+        case 11:
+            self = .resyncEnd(number: try reader.get(UInt64.self, "number"), seq: try reader.getSeq())
+        case 12: self = .resyncDone(number: try reader.get(UInt64.self, "number"))
         default: throw DecodingError("unknown data message \(kind)", at: 0)
         }
         try reader.finish()

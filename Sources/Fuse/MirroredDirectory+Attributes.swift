@@ -1,4 +1,4 @@
-internal import Format
+public import Format
 internal import Glibc
 internal import Tree
 
@@ -18,6 +18,13 @@ extension MirroredDirectory {
         }
         loading[file] = [then]
         look(file)
+    }
+
+    /// The attributes of a file after the last record that was logged; nil when they are not in memory: then no record
+    /// of the file is unapplied, and the plain file has them.
+    public func attributesInMemory(of file: FileID) -> FileAttributes? {
+        guard loading[file] == nil, let inode = inodes[file], !inode.isRemoved else { return nil }
+        return inode.attributes
     }
 
     /// Loads a file and goes on while serving. The inode is good until the step ends, not longer: it may be dropped

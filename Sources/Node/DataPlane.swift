@@ -58,9 +58,18 @@ final class DataPlane {
     let logger: Logger
     let report: @Sendable (DataReport) -> Void
 
+    /// Opens the directory for the application. Tests that write to the log themselves open none.
+    var mount: (DataPlane) throws -> MirroredDirectory? = { plane in
+        try MirroredDirectory(
+            reactor: plane.reactor, pool: plane.workers, tree: plane.tree, log: plane.log,
+            mountPoint: plane.configuration.path, name: plane.configuration.name,
+            limits: .init(fileSystemType: plane.tree.fileSystemType), logger: plane.logger)
+    }
     private(set) var phase = Phase.idle
     private(set) var directory: MirroredDirectory?
-    private var checkpointRunning = false
+    private(set) var checkpointRunning = false
+    /// A log that is about to begin anew must not get a checkpoint of the old history.
+    var holdsCheckpoints = false
     private var lastCheckpointWant: UInt64 = 0
     private var pendingPolicies: [(token: UInt64, durableThrough: Seq)] = []
     private var policy: [AckRule] = []
@@ -111,6 +120,10 @@ final class DataPlane {
             joinResync(number: number, base: base, chain: chain, epochs: epochs)
         }
         link.onResyncMessage = { [unowned self] message in resync?.received(message) }
+        link.onSessionEnd = { [unowned self] in
+            resync?.cancel()
+            resync = nil
+        }
         _ = reactor.repeating(milliseconds: PeerLink.heartbeatMilliseconds) { [unowned self] in tick() }
         _ = reactor.repeating(milliseconds: DataPlane.spaceCheckMilliseconds) { [unowned self] in checkSpace() }
         checkSpace()
@@ -251,6 +264,7 @@ final class DataPlane {
 
     private func progressed() {
         link.progressed()
+        resync?.progressed()
         onRoom?()
         confirmPolicies()
         admit()
@@ -295,9 +309,7 @@ final class DataPlane {
 
     private func openDirectory(_ decision: Decision) {
         do {
-            directory = try MirroredDirectory(
-                reactor: reactor, pool: workers, tree: tree, log: log, mountPoint: configuration.path,
-                name: configuration.name, limits: .init(fileSystemType: tree.fileSystemType), logger: logger)
+            directory = try mount(self)
             phase = .open(decision)
             logger.notice("\(configuration.path) is open", metadata: ["epoch": "\(decision.epoch)"])
             report(.opened(decision.epoch))
@@ -319,7 +331,7 @@ final class DataPlane {
         log.setRules(rulesInForce)
     }
 
-    private var inSyncNow: NodeSet {
+    var inSyncNow: NodeSet {
         switch phase {
         case .inheriting(let decision), .opening(let decision, _), .open(let decision): decision.inSync
         case .idle, .closing: []
@@ -354,6 +366,7 @@ final class DataPlane {
 
     private func startResync(_ reason: ComparisonReason) {
         resync?.cancel()
+        stopAdmitting()
         comeback.isComparison = true
         logger.notice("the other node's files are compared with this one's: \(PeerLink.explain(reason))")
         resync = ResyncSource(plane: self) { [unowned self] in
@@ -379,7 +392,8 @@ final class DataPlane {
     }
 
     private func checkpointIfDue() {
-        guard !checkpointRunning, !isStopping, !isBroken, log.applied > journal.checkpointSeq else { return }
+        guard !checkpointRunning, !holdsCheckpoints, !isStopping, !isBroken, log.applied > journal.checkpointSeq
+        else { return }
         let used = journal.capacityBytes - journal.freeBytes
         let full = used * DataPlane.checkpointFraction >= journal.capacityBytes
         let idle = reactor.now > lastCheckpointWant + UInt64(DataPlane.checkpointIdleMilliseconds) * 1_000_000
@@ -388,8 +402,8 @@ final class DataPlane {
         checkpoint { _ in }
     }
 
-    private func checkpoint(_ done: @escaping (Bool) -> Void) {
-        guard !checkpointRunning else { return done(false) }
+    func checkpoint(_ done: @escaping (Bool) -> Void) {
+        guard !checkpointRunning, !holdsCheckpoints else { return done(false) }
         checkpointRunning = true
         // The low watermark before the sync: everything up to it is in the files when the sync begins.
         let seq = log.applied
@@ -482,6 +496,8 @@ extension DataPlane {
 protocol ResyncSession: AnyObject {
     func received(_ message: DataMessage)
     func tick()
+    /// The log has moved.
+    func progressed()
     func cancel()
     var progress: ResyncProgress { get }
 }

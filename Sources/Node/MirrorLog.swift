@@ -78,6 +78,8 @@ final class MirrorLog {
     /// Levels, durable or applied seq have moved.
     var onProgress: (() -> Void)?
     var onFailure: ((MirrorFailure) -> Void)?
+    /// Hears of every change the application makes (length: of a write's payload), while the files are compared.
+    var onLogged: ((Seq, RecordBody, _ length: Int) -> Void)?
 
     init(
         node: NodeID, reactor: Reactor, journal: Journal, applier: Applier, arena: Arena, strict: Bool,
@@ -322,6 +324,9 @@ final class MirrorLog {
             if core.levels.disk > committed { committed = core.levels.disk }
             handOver()
             answer()
+        } else {
+            // What was known to be committed before it was on this disk.
+            handOver()
         }
         onProgress?()
     }
@@ -393,6 +398,7 @@ extension MirrorLog: ChangeLog {
         precondition(role == .primary, "only a primary gives out seqs")
         open.addWrite(file: file, offset: offset, length: length, time: time)
         freeSpace -= Int64(length)
+        onLogged?(core.last + open.count, .write(file: file, offset: offset), length)
         return core.last + open.count
     }
 
@@ -400,8 +406,22 @@ extension MirrorLog: ChangeLog {
         precondition(role == .primary, "only a primary gives out seqs")
         if open.isFull { ship(force: true) }
         open.add(body, time: time)
+        onLogged?(core.last + open.count, body, 0)
         return core.last + open.count
     }
+
+    /// Begins a comparison: the records so far are closed, and the first one behind them says that images follow, so
+    /// that the follower applies nothing of what comes as if its files were the mirror already.
+    func beginImages(number: UInt64) -> (base: Seq, chain: UInt64) {
+        if !open.isEmpty { ship(force: true) }
+        let base = core.last
+        let chain = lastChain
+        _ = appendImage(.imageStart(number: number), time: wallClock())
+        return (base, chain)
+    }
+
+    /// Whether images may be added: memory and journal have room, and nothing waits for it.
+    var hasRoomForImages: Bool { unsafe payloadPlace() != nil }
 
     /// Adds a record of a resynchronisation: a copy of what this node already has.
     func appendImage(_ body: RecordBody, time: Int64) -> Seq {

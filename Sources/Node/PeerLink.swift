@@ -84,6 +84,8 @@ final class PeerLink {
     var onCompare: ((ComparisonReason) -> Void)?
     var onResyncStart: ((UInt64, Seq, UInt64, [EpochStart]) -> Void)?
     var onResyncMessage: ((DataMessage) -> Void)?
+    /// The connection is lost, or what flows on it is planned anew: a comparison under way is over.
+    var onSessionEnd: (() -> Void)?
     var onRefused: ((RefusalReason) -> Void)?
     private(set) var isSilent = true
 
@@ -121,6 +123,7 @@ final class PeerLink {
 
     private func reset() {
         generation += 1
+        onSessionEnd?()
         connection = nil
         theirs = nil
         stage = .disconnected
@@ -168,13 +171,17 @@ final class PeerLink {
         }
     }
 
-    func setIncomplete(_ value: Bool) { isIncomplete = value }
+    func setIncomplete(_ value: Bool) {
+        isIncomplete = value
+        checkMerged()
+    }
 
     // MARK: - Planning
 
     private func plan() {
         guard let theirs else { return }
         generation += 1
+        onSessionEnd?()
         readingJournal = false
         log.followerLost()
         lastAcknowledgement = nil
@@ -249,7 +256,7 @@ final class PeerLink {
             guard stage == .awaitingCut || stage == .following else { return refuse() }
             stage = .comparing
             onResyncStart?(number, base, chain, epochs)
-        case .resyncReady, .probe, .probeAnswer: onResyncMessage?(message)
+        case .resyncReady, .probe, .probeAnswer, .resyncEnd, .resyncDone: onResyncMessage?(message)
         }
     }
 
@@ -459,6 +466,8 @@ final class PeerLink {
     }
 
     private func checkMerged() {
+        // Half a copy holds nothing that could count.
+        guard !isIncomplete else { return }
         switch stage {
         case .following:
             if let target = mergeTarget, log.core.ownDurable >= target, log.core.last >= target {

@@ -1,0 +1,182 @@
+import Format
+import Journal
+import Tree
+
+/// The node whose files are compared: begins its log anew at the source's base, applies what comes, and answers probes.
+///
+/// ```
+///  waiting ── applier and journal quiet ──▶ resetting ── durable ──▶ receiving ── imageEnd applied ──▶ finishing ─▶ done
+///      └──────────────── connection lost: cancelled; a reset that was begun is finished all the same ──────────────┘
+/// ```
+final class ResyncFollower: ResyncSession {
+    private enum Phase {
+        case waiting
+        case resetting
+        case receiving
+        /// The checkpoint behind the last image, then the mark in the journal.
+        case finishing
+        case ended
+    }
+
+    private unowned let plane: DataPlane
+    private let number: UInt64
+    private let base: Seq
+    private let chain: UInt64
+    private let epochs: [EpochStart]
+    private let done: () -> Void
+    private var phase = Phase.waiting
+    private var isCancelled = false
+    private var waiting: [Probe] = []
+    private var endSeq: Seq?
+    private var isCheckpointing = false
+    private(set) var progress = ResyncProgress()
+
+    init(
+        plane: DataPlane, number: UInt64, base: Seq, chain: UInt64, epochs: [EpochStart], done: @escaping () -> Void
+    ) {
+        self.plane = plane
+        self.number = number
+        self.base = base
+        self.chain = chain
+        self.epochs = epochs
+        self.done = done
+        progress.phase = "preparing"
+        plane.holdsCheckpoints = true
+        // From here on this copy does not count, whatever happens to the connection.
+        plane.link.setIncomplete(true)
+        plane.log.dropQueued(above: .zero)
+        begin()
+    }
+
+    func cancel() {
+        guard !isCancelled else { return }
+        isCancelled = true
+        waiting.removeAll()
+        if phase == .waiting { plane.holdsCheckpoints = false }
+    }
+
+    func tick() { progressed() }
+
+    func progressed() {
+        guard !isCancelled else { return }
+        switch phase {
+        case .waiting: begin()
+        case .receiving:
+            answerProbes()
+            finish()
+        case .finishing: finish()
+        case .resetting, .ended: return
+        }
+    }
+
+    // MARK: Beginning
+
+    private func begin() {
+        let log = plane.log
+        // What is being applied belongs to the old history; nothing of it may come after the reset.
+        guard phase == .waiting, !plane.checkpointRunning, log.applier.backlog == 0,
+            plane.journal.batchesInFlight == 0
+        else { return }
+        phase = .resetting
+        do {
+            // Durable before the first byte of the files changes: a crash in between must not leave half a copy that
+            // looks whole.
+            try plane.journal.reset(to: base, chain: chain, epochs: EpochHistory(epochs), incomplete: true) {
+                [self] in wasReset()
+            }
+        } catch {
+            // Another cut or reset is under way: its end comes, and with it the next try.
+            phase = .waiting
+        }
+    }
+
+    private func wasReset() {
+        plane.log.wasReset(to: base, chain: chain)
+        plane.holdsCheckpoints = false
+        guard !isCancelled else {
+            phase = .ended
+            return
+        }
+        plane.logger.notice(
+            "the files here are compared with the other node's; until that is done this copy does not count",
+            metadata: ["base": "\(base)"])
+        phase = .receiving
+        progress.phase = "receiving"
+        plane.link.continueAsFollower()
+        plane.link.connection?.send(.resyncReady(number: number))
+    }
+
+    // MARK: Messages
+
+    func received(_ message: DataMessage) {
+        guard !isCancelled else { return }
+        switch message {
+        case .probe(let probe):
+            guard phase == .receiving, waiting.count < ResyncLimits.waitingProbes,
+                probe.offset % UInt64(probe.blockBytes) == 0
+            else { return }
+            waiting.append(probe)
+            answerProbes()
+        case .resyncEnd(number, let seq):
+            endSeq = seq
+            finish()
+        default: return
+        }
+    }
+
+    /// A probe was made for the state at its seq; a later state only finds more differences, never fewer.
+    private func answerProbes() {
+        let applied = plane.log.applied
+        let ready = waiting.filter { $0.atSeq <= applied }
+        guard !ready.isEmpty else { return }
+        waiting.removeAll { $0.atSeq <= applied }
+        for probe in ready { answer(probe) }
+    }
+
+    private func answer(_ probe: Probe) {
+        let length = UInt64(probe.hashes.count) * UInt64(probe.blockBytes)
+        plane.compareOnWorker { tree throws(TreeError) in
+            try tree.blockHashes(
+                of: probe.file, at: probe.offset, length: length, blockBytes: Int(probe.blockBytes), seed: probe.seed)
+        } then: { [weak self] result in
+            guard let self, !isCancelled, phase == .receiving else { return }
+            var differs = [UInt8](repeating: 0, count: (probe.hashes.count + 7) / 8)
+            // A file that is not here (removed since) differs all through; then its images change nothing.
+            let found = (try? result.get()) ?? []
+            for (index, hash) in probe.hashes.enumerated() where found.isEmpty || found[index] != hash {
+                differs[index / 8] |= 1 << UInt8(index % 8)
+                progress.differingBytes += UInt64(probe.blockBytes)
+            }
+            progress.bytesDone += length
+            plane.link.connection?.send(.probeAnswer(number: probe.number, differs: differs))
+        }
+    }
+
+    // MARK: The end
+
+    private func finish() {
+        guard let endSeq, phase == .receiving || phase == .finishing, plane.log.applied >= endSeq, !isCheckpointing
+        else { return }
+        phase = .finishing
+        progress.phase = "making durable"
+        // A replay after a crash begins behind the last image.
+        guard plane.journal.checkpointSeq >= endSeq else {
+            isCheckpointing = true
+            plane.checkpoint { [weak self] isDone in
+                self?.isCheckpointing = false
+                if isDone { self?.progressed() }
+            }
+            return
+        }
+        phase = .ended
+        plane.journal.setIncomplete(false) { [self] in
+            // A later comparison has begun meanwhile: its mark counts.
+            if isCancelled, plane.resync is ResyncFollower { return }
+            plane.link.setIncomplete(false)
+            plane.logger.notice("the files here are equal to the other node's")
+            guard !isCancelled else { return }
+            plane.link.connection?.send(.resyncDone(number: number))
+            done()
+        }
+    }
+}

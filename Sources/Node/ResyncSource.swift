@@ -1,0 +1,656 @@
+import Format
+import Glibc
+import Journal
+import Ring
+import Tree
+
+/// The primary's side of a comparison: walks its own tree and makes the follower's equal to it.
+///
+/// ```
+///  shrinking ── only this node is in sync ──▶ inviting ── resyncReady ──▶ walking
+///                                                     nothing left to image │
+///                                            ended ◀── resyncDone ── ending ◀┘ (imageEnd)
+/// ```
+///
+/// Remembers every object that the follower knows (about 40 bytes each, while it runs); everything else is bounded by
+/// `ResyncLimits`.
+final class ResyncSource: ResyncSession {
+    private enum Phase: Equatable {
+        /// The decision must say that the other node's copy does not count, before its first byte is overwritten.
+        case shrinking
+        case inviting
+        case walking
+        case ending
+        case ended
+    }
+
+    /// A file, link or device that waits for its turn.
+    private struct Waiting {
+        var file: FileID
+        /// The image of its directory: from here on the follower knows it.
+        var knownSince: Seq
+        var isRegular: Bool
+    }
+
+    unowned let plane: DataPlane
+    private let number: UInt64
+    private let seed: UInt64
+    private let done: () -> Void
+    private var phase = Phase.shrinking
+    private var base = Seq.zero
+    private(set) var isCancelled = false
+    private var isPumpPosted = false
+
+    private var touches = TouchLog()
+    /// Everything logged before the comparison began is applied from here on.
+    private var startSeq = Seq.zero
+    private var known: Set<FileID> = [.root]
+    private var directories: [FileID] = [.root]
+    private var queuedDirectories: Set<FileID> = [.root]
+    private var directoriesReading = 0
+    private var files: [Waiting] = []
+    private var nextFile = 0
+    private var tasks: [FileComparison] = []
+    private var probes: [UInt64: (task: FileComparison, offset: UInt64, blocks: Int)] = [:]
+    private var nextProbe: UInt64
+    /// Ranges that differ and wait to be read.
+    private var differing: [(task: FileComparison, range: Range<UInt64>)] = []
+    /// What was read and has no place in the order yet.
+    private var images: [Image] = []
+    /// Image bytes in the order and not on the follower's disk.
+    private var unacknowledged: [(seq: Seq, bytes: Int)] = []
+    private var unacknowledgedBytes = 0
+    private var jobs = 0
+    private var rangesReading = 0
+    /// The applied seq at the start of every read under way.
+    private var readsSince: [UInt64: Seq] = [:]
+    private var nextRead: UInt64 = 0
+    private var saidFull = false
+    private(set) var progress = ResyncProgress()
+
+    init(plane: DataPlane, done: @escaping () -> Void) {
+        self.plane = plane
+        self.done = done
+        var generator = SystemRandomNumberGenerator()
+        number = generator.next()
+        seed = generator.next()
+        // Answers of an earlier session find no probe.
+        nextProbe = generator.next()
+        progress.phase = "waiting for the decision"
+        schedule()
+    }
+
+    private func invite() {
+        guard plane.inSyncNow.isOnly(plane.node), plane.log.hasRoomForImages else { return }
+        phase = .inviting
+        progress.phase = "inviting"
+        let (base, chain) = plane.log.beginImages(number: number)
+        self.base = base
+        startSeq = plane.log.lastSeq
+        plane.log.onLogged = { [unowned self] seq, body, length in logged(seq, body, length) }
+        plane.link.connection?.send(
+            .resyncStart(number: number, base: base, chain: chain, epochs: plane.journal.epochs.starts))
+    }
+
+    func cancel() {
+        guard !isCancelled else { return }
+        isCancelled = true
+        phase = .ended
+        plane.log.onLogged = nil
+        tasks.removeAll()
+        probes.removeAll()
+        differing.removeAll()
+        images.removeAll()
+    }
+
+    func tick() { schedule() }
+    func progressed() { schedule() }
+
+    func received(_ message: DataMessage) {
+        guard !isCancelled else { return }
+        switch message {
+        case .resyncReady(number) where phase == .inviting:
+            phase = .walking
+            progress.phase = "directories"
+            countUsedBytes()
+            plane.link.startStreaming(from: base)
+            schedule()
+        case .probeAnswer(let probe, let differs): answered(probe, differs)
+        case .resyncDone(number) where phase == .ending:
+            plane.logger.notice(
+                "the other node's files are equal to this one's",
+                metadata: ["files": "\(progress.files)", "bytes.differing": "\(progress.differingBytes)"])
+            cancel()
+            done()
+        default: return
+        }
+    }
+
+    // MARK: - What the application does meanwhile
+
+    private func logged(_ seq: Seq, _ body: RecordBody, _ length: Int) {
+        touches.note(seq, body, length: length)
+        switch body {
+        case .create(let file, _, _, _, _, _):
+            // The follower builds it from the record, wherever its directory is; its content comes by records.
+            known.insert(file)
+        case .link(let file, let parent, _): placed(file, in: parent)
+        case .rename(let file, let parent, _, let newParent, _, let exchange, let replaced, _):
+            placed(file, in: newParent)
+            if exchange { placed(replaced, in: parent) }
+        default: return
+        }
+    }
+
+    /// The follower cannot give a name to what it does not know: an image of the directory will.
+    private func placed(_ file: FileID, in directory: FileID) {
+        guard !known.contains(file), known.contains(directory) else { return }
+        enqueue(directory)
+    }
+
+    private func enqueue(_ directory: FileID) {
+        if queuedDirectories.insert(directory).inserted { directories.append(directory) }
+    }
+
+    // MARK: - Going on
+
+    /// Runs the pump in a turn of its own: never inside an operation of the log.
+    private func schedule() {
+        guard !isPumpPosted, !isCancelled else { return }
+        isPumpPosted = true
+        let bound = ThreadBound(self)
+        plane.reactor.post {
+            bound.value.isPumpPosted = false
+            bound.value.pump()
+        }
+    }
+
+    private func pump() {
+        if phase == .shrinking { invite() }
+        guard phase == .walking, !isCancelled else { return }
+        countAcknowledged()
+        let applied = plane.log.applied
+        touches.prune(through: min(applied, readsSince.values.min() ?? applied))
+        guard applied >= startSeq, plane.log.core.follower != nil else { return }
+        logImages()
+        imageDirectories()
+        if directories.isEmpty, directoriesReading == 0 { progress.phase = "files" }
+        startFiles()
+        readDifferences()
+        for task in tasks { step(task) }
+        tasks.removeAll { $0.stage == .done }
+        endIfComplete()
+    }
+
+    private var follower: Seq { plane.log.core.follower?.durable ?? .zero }
+
+    private func countAcknowledged() {
+        let durable = follower
+        var count = 0
+        for image in unacknowledged {
+            guard image.seq <= durable else { break }
+            unacknowledgedBytes -= image.bytes
+            count += 1
+        }
+        if count > 0 { unacknowledged.removeFirst(count) }
+    }
+
+    /// Whether an image may be added now.
+    private var hasRoom: Bool {
+        guard unacknowledgedBytes < ResyncLimits.inFlightBytes, plane.log.hasRoomForImages else { return false }
+        if let free = plane.log.peerFreeSpace,
+            free < UInt64(ResyncLimits.inFlightBytes) + UInt64(MirrorLog.reservedSpaceBytes)
+        {
+            if !saidFull {
+                plane.logger.error(
+                    "the other node's disk is full: make room there; the comparison of the files waits for it",
+                    metadata: ["free": "\(free)"])
+            }
+            saidFull = true
+            return false
+        }
+        saidFull = false
+        return true
+    }
+
+    private func append(_ body: RecordBody, bytes: Int) -> Seq {
+        let seq = plane.log.appendImage(body, time: plane.log.wallClock())
+        unacknowledged.append((seq, bytes))
+        unacknowledgedBytes += bytes
+        return seq
+    }
+
+    /// Reads from the plain files on a worker. `then` gets the applied seq at the start: what records above it touch may
+    /// be old in what was read. Until `then` returns, those records are remembered.
+    private func read<Value: Sendable>(
+        _ call: @escaping @Sendable (PlainTree) throws(TreeError) -> Value,
+        then: @escaping (Result<Value, TreeError>, Seq) -> Void
+    ) {
+        let since = plane.log.applied
+        let ticket = nextRead
+        nextRead += 1
+        readsSince[ticket] = since
+        jobs += 1
+        plane.compareOnWorker(call) { [weak self] result in
+            guard let self else { return }
+            jobs -= 1
+            if !isCancelled { then(result, since) }
+            readsSince[ticket] = nil
+            schedule()
+        }
+    }
+
+    /// An object that went while it was looked at needs no image. Anything else is a fault of this node's own disk.
+    private func isGone(_ error: TreeError) -> Bool {
+        if error.code == ESTALE || error.code == ENOENT { return true }
+        plane.logger.error(
+            "the comparison of the files stops: \(error); it is tried again with the next connection")
+        cancel()
+        return true
+    }
+
+    // MARK: - Directories
+
+    private func imageDirectories() {
+        var looked = directories.count
+        while looked > 0, directoriesReading < ResyncLimits.directories, jobs < ResyncLimits.jobs, hasRoom {
+            looked -= 1
+            let directory = directories.removeFirst()
+            guard !touches.isTouched(directory, after: plane.log.applied) else {
+                directories.append(directory)
+                continue
+            }
+            directoriesReading += 1
+            read { tree throws(TreeError) in
+                try tree.imageOfDirectory(directory)
+            } then: { [self] result, since in
+                directoriesReading -= 1
+                switch result {
+                case .failure(let error):
+                    if isGone(error) { queuedDirectories.remove(directory) }
+                case .success(let parts):
+                    guard !touches.isTouched(directory, after: since), plane.log.hasRoomForImages else {
+                        directories.append(directory)
+                        return
+                    }
+                    queuedDirectories.remove(directory)
+                    image(parts)
+                }
+            }
+        }
+    }
+
+    private func image(_ parts: [RecordBody]) {
+        for part in parts {
+            guard case .imageDirectory(_, _, _, _, _, let entries) = part else { continue }
+            let seq = append(part, bytes: entries.reduce(256) { $0 + 24 + $1.name.count })
+            for entry in entries where known.insert(entry.file).inserted {
+                let type = entry.mode & S_IFMT
+                if type == S_IFDIR {
+                    enqueue(entry.file)
+                } else {
+                    files.append(Waiting(file: entry.file, knownSince: seq, isRegular: type == S_IFREG))
+                }
+            }
+        }
+    }
+
+    // MARK: - Files
+
+    private func startFiles() {
+        // Directories first: they show what there is, and what is done twice is little.
+        // A directory that is never quiet does not hold up the files.
+        guard directories.isEmpty || directoriesReading == 0 else { return }
+        while tasks.count < ResyncLimits.files, nextFile < files.count {
+            let next = files[nextFile]
+            nextFile += 1
+            tasks.append(FileComparison(next.file, isRegular: next.isRegular, knownSince: next.knownSince))
+        }
+        if nextFile == files.count {
+            files.removeAll()
+            nextFile = 0
+        } else if nextFile > 65_536 {
+            files.removeFirst(nextFile)
+            nextFile = 0
+        }
+    }
+
+    private func step(_ task: FileComparison) {
+        guard !task.isBusy, plane.log.applied >= task.knownSince, !isCancelled else { return }
+        switch task.stage {
+        case .size: sendSize(task)
+        case .data:
+            if task.next < task.size {
+                if jobs < ResyncLimits.jobs, probes.count < ResyncLimits.probes { probe(task) }
+            } else if task.windows == 0 {
+                task.stage = .attributes
+                sendAttributes(task)
+            }
+        case .attributes: sendAttributes(task)
+        case .done: return
+        }
+    }
+
+    private func gone(_ task: FileComparison) { task.stage = .done }
+
+    // MARK: Size
+
+    private func sendSize(_ task: FileComparison) {
+        if let attributes = plane.directory?.attributesInMemory(of: task.file) {
+            guard hasRoom else { return }
+            return setSize(task, attributes)
+        }
+        guard jobs < ResyncLimits.jobs, !touches.isTouched(task.file, after: plane.log.applied) else { return }
+        task.isBusy = true
+        let file = task.file
+        read { tree throws(TreeError) in
+            try tree.status(of: file)
+        } then: { [self] result, since in
+            task.isBusy = false
+            switch result {
+            case .failure(let error): if isGone(error) { gone(task) }
+            case .success(let status):
+                guard !touches.isTouched(file, after: since), hasRoom else { return }
+                setSize(task, status.attributes)
+            }
+        }
+    }
+
+    /// - Parameter attributes: as of the last record logged.
+    private func setSize(_ task: FileComparison, _ attributes: FileAttributes) {
+        guard attributes.size > 0 else {
+            task.stage = .attributes
+            return
+        }
+        task.size = attributes.size
+        // Records from here on bring what they change; those before are in the plain file before it is read.
+        task.knownSince = append(
+            .setAttributes(file: task.file, mask: .size, attributes: attributes), bytes: 96)
+        task.stage = .data
+    }
+
+    // MARK: Hashes
+
+    private func probe(_ task: FileComparison) {
+        task.isBusy = true
+        let file = task.file
+        let offset = task.next
+        let size = task.size
+        let seed = seed
+        read { tree throws(TreeError) in
+            let block = UInt64(ResyncLimits.blockBytes)
+            let rest = (size - offset + block - 1) / block * block
+            let data = try tree.nextData(file, from: offset)
+            guard data < offset + ResyncLimits.windowBytes else {
+                // Nothing but a hole for a while: no hashes, and many blocks at once.
+                let hole = min(rest, (data - offset) / block * block, ResyncLimits.holeWindowBytes)
+                return [Hash128?](repeating: nil, count: Int(hole / block))
+            }
+            return try tree.blockHashes(
+                of: file, at: offset, length: min(rest, ResyncLimits.windowBytes),
+                blockBytes: ResyncLimits.blockBytes, seed: seed)
+        } then: { [self] result, _ in
+            task.isBusy = false
+            switch result {
+            case .failure(let error): if isGone(error) { gone(task) }
+            case .success(let hashes):
+                task.next = offset + UInt64(hashes.count * ResyncLimits.blockBytes)
+                task.windows += 1
+                let number = nextProbe
+                nextProbe &+= 1
+                probes[number] = (task, offset, hashes.count)
+                plane.link.connection?.send(
+                    .probe(
+                        Probe(
+                            number: number, file: file, offset: offset,
+                            blockBytes: UInt32(ResyncLimits.blockBytes), seed: seed, atSeq: plane.log.lastSeq,
+                            hashes: hashes)))
+            }
+        }
+    }
+
+    private func answered(_ number: UInt64, _ differs: [UInt8]) {
+        guard let (task, offset, blocks) = probes.removeValue(forKey: number), differs.count == (blocks + 7) / 8
+        else { return }
+        let block = UInt64(ResyncLimits.blockBytes)
+        var index = 0
+        while index < blocks {
+            guard differs[index / 8] & 1 << UInt8(index % 8) != 0 else {
+                index += 1
+                continue
+            }
+            var end = index + 1
+            while end < blocks, differs[end / 8] & 1 << UInt8(end % 8) != 0 { end += 1 }
+            progress.differingBytes += UInt64(end - index) * block
+            task.windows += 1
+            differing.append((task, offset + UInt64(index) * block..<offset + UInt64(end) * block))
+            index = end
+        }
+        task.windows -= 1
+        progress.bytesDone += UInt64(blocks) * block
+        schedule()
+    }
+
+    // MARK: Data
+
+    private func readDifferences() {
+        while !differing.isEmpty, jobs < ResyncLimits.jobs, hasRoom,
+            unacknowledgedBytes + (rangesReading + images.count) * ResyncLimits.readBytes < ResyncLimits.inFlightBytes
+        {
+            let (task, range) = differing.removeFirst()
+            let file = task.file
+            rangesReading += 1
+            read { tree throws(TreeError) in
+                try tree.content(of: file, in: range, limit: ResyncLimits.readBytes)
+            } then: { [self] result, since in
+                rangesReading -= 1
+                switch result {
+                case .failure(let error):
+                    task.windows -= 1
+                    if isGone(error) { gone(task) }
+                case .success(let (pieces, end)):
+                    if end < range.upperBound {
+                        differing.insert((task, end..<range.upperBound), at: 0)
+                        task.windows += 1
+                    }
+                    images.append(Image(task: task, pieces: pieces, since: since, ticket: keep(since)))
+                    logImages()
+                }
+            }
+        }
+    }
+
+    /// Keeps the records above `since` remembered until the image has its place.
+    private func keep(_ since: Seq) -> UInt64 {
+        let ticket = nextRead
+        nextRead += 1
+        readsSince[ticket] = since
+        return ticket
+    }
+
+    private func logImages() {
+        while let image = images.first {
+            while let piece = image.pieces.first {
+                guard hasRoom, log(piece, of: image) else { return }
+                image.pieces.removeFirst()
+            }
+            readsSince[image.ticket] = nil
+            image.task.windows -= 1
+            images.removeFirst()
+        }
+    }
+
+    /// - Returns: false when memory is used up; then the piece comes again.
+    private func log(_ piece: ContentPiece, of image: Image) -> Bool {
+        let file = image.task.file
+        let log = plane.log
+        // Asked anew at every try: records may have come since.
+        for range in touches.untouched(file, after: image.since, piece.start, piece.end) {
+            guard let bytes = piece.bytes else {
+                _ = append(
+                    .allocate(
+                        file: file, mode: ContentPiece.punchHole, offset: range.lowerBound,
+                        length: range.upperBound - range.lowerBound), bytes: 64)
+                continue
+            }
+            let part = Int(range.lowerBound - piece.start)..<Int(range.upperBound - piece.start)
+            let seq = unsafe bytes[part].withUnsafeBytes { raw in
+                unsafe log.appendImageWrite(file: file, offset: range.lowerBound, bytes: raw, time: log.wallClock())
+            }
+            guard let seq else { return false }
+            unacknowledged.append((seq, part.count))
+            unacknowledgedBytes += part.count
+        }
+        return true
+    }
+
+    // MARK: Attributes
+
+    private func sendAttributes(_ task: FileComparison) {
+        let file = task.file
+        let inMemory = plane.directory?.attributesInMemory(of: file) != nil
+        guard jobs < ResyncLimits.jobs,
+            !touches.isTouched(file, after: plane.log.applied, attributesOnly: inMemory)
+        else { return }
+        task.isBusy = true
+        read { tree throws(TreeError) in
+            try tree.imageOfFile(file)
+        } then: { [self] result, since in
+            task.isBusy = false
+            switch result {
+            case .failure(let error): if isGone(error) { gone(task) }
+            case .success(.imageFile(_, let plain, let target, let xattrs)):
+                let newest = plane.directory?.attributesInMemory(of: file)
+                guard !touches.isTouched(file, after: since, attributesOnly: newest != nil), hasRoom else { return }
+                let bytes = xattrs.reduce(128 + target.count) { $0 + $1.name.count + $1.value.count }
+                _ = append(
+                    .imageFile(file: file, attributes: newest ?? plain, target: target, xattrs: xattrs), bytes: bytes)
+                task.stage = .done
+                progress.files += 1
+            case .success: gone(task)
+            }
+        }
+    }
+
+    // MARK: - The end
+
+    private func endIfComplete() {
+        guard phase == .walking, !isCancelled, directories.isEmpty, directoriesReading == 0, nextFile == files.count,
+            tasks.isEmpty, images.isEmpty, differing.isEmpty, jobs == 0, hasRoom
+        else { return }
+        let seq = append(.imageEnd(number: number), bytes: 64)
+        plane.log.onLogged = nil
+        phase = .ending
+        progress.phase = "waiting for the other disk"
+        plane.link.connection?.send(.resyncEnd(number: number, seq: seq))
+    }
+
+    /// For progress only: what the file system holds, other things on it included.
+    private func countUsedBytes() {
+        plane.compareOnWorker { tree throws(TreeError) in
+            let found = try tree.statistics()
+            return (found.blocks - found.blocksFree) * found.blockSize
+        } then: { [weak self] result in
+            self?.progress.bytesTotal = (try? result.get()) ?? 0
+        }
+    }
+}
+
+/// One file under comparison.
+final class FileComparison {
+    enum Stage { case size, data, attributes, done }
+    let file: FileID
+    var stage: Stage
+    /// Everything up to here is applied before the plain file is read; later records bring their own bytes.
+    var knownSince: Seq
+    var size: UInt64 = 0
+    var next: UInt64 = 0
+    /// Probes without an answer, and ranges that differ and have no image yet.
+    var windows = 0
+    var isBusy = false
+
+    init(_ file: FileID, isRegular: Bool, knownSince: Seq) {
+        self.file = file
+        self.knownSince = knownSince
+        stage = isRegular ? .size : .attributes
+    }
+}
+
+/// Content that was read and waits for its place in the order.
+private final class Image {
+    let task: FileComparison
+    var pieces: [ContentPiece]
+    let since: Seq
+    let ticket: UInt64
+    init(task: FileComparison, pieces: [ContentPiece], since: Seq, ticket: UInt64) {
+        self.task = task
+        self.pieces = pieces
+        self.since = since
+        self.ticket = ticket
+    }
+}
+
+/// Data or a hole.
+struct ContentPiece: Sendable {
+    /// FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    static let punchHole: UInt32 = 3
+    var start: UInt64
+    var end: UInt64
+    /// nil: a hole.
+    var bytes: [UInt8]?
+}
+
+extension PlainTree {
+    /// The next data from `offset` on; `UInt64.max` when only a hole, or nothing, follows.
+    fileprivate func nextData(_ file: FileID, from offset: UInt64) throws(TreeError) -> UInt64 {
+        do throws(TreeError) {
+            return try seek(file, from: offset, toHole: false)
+        } catch {
+            guard error.code == ENXIO else { throw error }
+            return .max
+        }
+    }
+
+    /// Data and holes of a range, up to the end of the file or until `limit` bytes of data were read.
+    /// - Returns: the pieces, and where they end.
+    fileprivate func content(
+        of file: FileID, in range: Range<UInt64>, limit: Int
+    ) throws(TreeError) -> (pieces: [ContentPiece], end: UInt64) {
+        let size = try status(of: file).attributes.size
+        let end = min(range.upperBound, size)
+        var pieces: [ContentPiece] = []
+        var position = range.lowerBound
+        var room = limit
+        while position < end {
+            let data = min(try nextData(file, from: position), end)
+            if data > position {
+                pieces.append(ContentPiece(start: position, end: data, bytes: nil))
+                position = data
+                continue
+            }
+            guard room > 0 else { return (pieces, position) }
+            let hole = try min(seek(file, from: position, toHole: true), end)
+            // Data that became a hole meanwhile: a record did it, and brings it.
+            guard hole > position else { continue }
+            var bytes = [UInt8](repeating: 0, count: Int(min(UInt64(room), hole - position)))
+            let wanted = bytes.count
+            let start = position
+            var failure: TreeError?
+            let count = unsafe bytes.withUnsafeMutableBytes { space in
+                do throws(TreeError) {
+                    return try unsafe read(file, at: start, into: space)
+                } catch {
+                    failure = error
+                    return 0
+                }
+            }
+            if let failure { throw failure }
+            guard count > 0 else { break }
+            if count < wanted { bytes.removeLast(wanted - count) }
+            pieces.append(ContentPiece(start: position, end: position + UInt64(count), bytes: bytes))
+            position += UInt64(count)
+            room -= count
+        }
+        return (pieces, range.upperBound)
+    }
+}
