@@ -155,7 +155,14 @@ final class DataPlane {
             ) {}
         }
         phase = .inheriting(decision)
+        peerIsAway()
         advance()
+    }
+
+    /// The other node is out of the in-sync set: what changes from now on, it will have to be sent.
+    private func peerIsAway() {
+        guard inSyncNow.isOnly(node) else { return }
+        comeback = Comeback(changedFrom: log.statistics.payloadBytes, sentFrom: link.sentBytes, since: reactor.now)
     }
 
     func epochChanged(_ decision: Decision) {
@@ -170,7 +177,7 @@ final class DataPlane {
         case .idle, .closing: return
         }
         logger.notice("\(decision)")
-        comeback = Comeback(changedFrom: log.statistics.payloadBytes, sentFrom: link.sentBytes, since: reactor.now)
+        peerIsAway()
         advance()
     }
 

@@ -45,6 +45,8 @@ final class PeerLink {
     static let heartbeatMilliseconds = 100
     /// Without a word from the follower for so long, the link counts as silent.
     static let silenceNanoseconds: UInt64 = 500_000_000
+    /// Time from a connection to a session in which batches flow.
+    static let planningNanoseconds: UInt64 = 2_000_000_000
     /// A follower that has received a batch and not written it for so long has a disk that hangs.
     static let stallNanoseconds: UInt64 = 5_000_000_000
     static let journalReadBytes = 4 << 20
@@ -55,7 +57,10 @@ final class PeerLink {
     let workers: WorkerPool
     let logger: Logger
 
-    private(set) var stage = Stage.disconnected
+    private(set) var stage = Stage.disconnected {
+        didSet { stageSince = log.reactor.now }
+    }
+    private var stageSince: UInt64 = 0
     private(set) var connection: (any DataConnection)?
     private var theirs: LogState?
     private var lastHeard: UInt64 = 0
@@ -452,9 +457,18 @@ final class PeerLink {
 
     private func checkSilence() {
         let now = log.reactor.now
-        let hasFollower = stage == .streaming
-        let silent = !hasFollower || now - lastHeard > PeerLink.silenceNanoseconds
-        let stalled = hasFollower && now > durableProgress.at + PeerLink.stallNanoseconds
+        let silent: Bool
+        var stalled = false
+        switch stage {
+        // Nothing will be acknowledged on this connection, however much is heard.
+        case .disconnected, .comparing, .refused, .waiting: silent = true
+        // On the way to a session; a node that never gets there is as good as silent.
+        case .greeting, .cutting, .awaitingCut: silent = now > stageSince + PeerLink.planningNanoseconds
+        case .following: silent = now > lastHeard + PeerLink.silenceNanoseconds
+        case .streaming:
+            silent = now > lastHeard + PeerLink.silenceNanoseconds
+            stalled = now > durableProgress.at + PeerLink.stallNanoseconds
+        }
         if silent || stalled {
             // Said again and again: the control side counts from the first time.
             onSilent?(stalled && !silent)
