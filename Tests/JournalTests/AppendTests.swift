@@ -111,6 +111,7 @@ import Testing
         #expect(!journal.canAppend(4096 + (1 << 20)))
         var done = false
         journal.checkpoint(journal.durableSeq) { done = true }
+        #expect(!journal.canAppend(4096 + (1 << 20)), "free only when the checkpoint is on the disk")
         storage.settle()
         #expect(done && roomTold && journal.canAppend(4096 + (1 << 20)))
         let again = try openJournal(FakeStorage(storage.disk))

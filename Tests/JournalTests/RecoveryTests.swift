@@ -172,6 +172,28 @@ import Testing
         #expect(again.report.verdict == .intact && again.lastSeq == Seq(rawValue: 8))
     }
 
+    @Test func aRepairThatIsBrokenOffForgetsNothing() throws {
+        let disk = freshDisk()
+        let storage = FakeStorage(disk)
+        let journal = try openJournal(storage)
+        var maker = BatchMaker()
+        var batches: [Batch] = []
+        for _ in 0..<6 {
+            batches.append(maker.make([9000]))
+            try journal.append(batches[batches.count - 1])
+        }
+        storage.settle()
+        let plan = try #require(journal.plan(from: Seq(rawValue: 1), limitBytes: 1 << 30))
+        for index in [1, 2, 5] { disk.damage(at: plan[index].position + 60) }
+        // The first of them is replaced, and everything that follows from it reaches the disk; then the power goes.
+        let repairing = FakeStorage(disk)
+        let damaged = try openJournal(repairing)
+        try damaged.append(batches[1])
+        repairing.settle()
+        let report = try report(disk)
+        #expect(report.verdict == .damaged(through: Seq(rawValue: 6)) && report.lastSeq == Seq(rawValue: 2))
+    }
+
     @Test func aHistoryThatDoesNotFitTheHoleIsRefused() throws {
         let (disk, plan, _) = try filled([[9000], [9000], [9000]])
         disk.damage(at: plan[1].position + 50)
