@@ -43,7 +43,7 @@ public final class Applier {
     private var jobs = 0
     private var heavyJobs = 0
     private var stopped: [[Seq]] = []
-    private var isImaging = false
+    private var isImaging: Bool
     public private(set) var failure: (seq: Seq, error: TreeError)?
     private let results = Results()
     /// Runs handed to one worker at once: few hand-overs, and still a share for each worker.
@@ -76,6 +76,7 @@ public final class Applier {
         self.pool = pool
         self.jobLimit = jobLimit
         self.logger = logger
+        isImaging = tree.isImaging
         schedule = ConflictSchedule(applied: applied)
     }
 

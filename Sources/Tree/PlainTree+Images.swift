@@ -60,8 +60,8 @@ extension PlainTree {
     /// - Parameters:
     ///   - offset, length: whole blocks; the file may end before.
     ///   - seed: drawn anew for each comparison, so that two blocks that collide do not do so for ever.
-    /// - Returns: one for each block; nil for a block that is a hole all through or lies behind the end. A short last
-    ///   block is hashed as if zeros followed.
+    /// - Returns: one for each block; nil for a block that holds only zeros: a hole, zeros that were written, or behind the
+    ///   end. A short last block is hashed as if zeros followed.
     public func blockHashes(
         of file: FileID, at offset: UInt64, length: UInt64, blockBytes: Int, seed: UInt64
     ) throws(TreeError) -> [Hash128?] {
@@ -79,7 +79,13 @@ extension PlainTree {
                 let count = try unsafe System.read(fd, space, at: position)
                 guard count > 0 else { return }
                 unsafe memset(space.baseAddress! + count, 0, blockBytes - count)
-                hashes[Int((position - offset) / block)] = unsafe Hash128(of: UnsafeRawBufferPointer(space), seed: seed)
+                // A block of zeros is as good as a hole, however the file system keeps it.
+                let isZero =
+                    unsafe space[0] == 0 && memcmp(space.baseAddress!, space.baseAddress! + 1, blockBytes - 1) == 0
+                if !isZero {
+                    hashes[Int((position - offset) / block)] = unsafe Hash128(
+                        of: UnsafeRawBufferPointer(space), seed: seed)
+                }
                 position += block
             }
         }
@@ -96,7 +102,8 @@ extension PlainTree {
 
     // MARK: The side that gets it
 
-    var isImaging: Bool { state.withLock { $0.image != nil } }
+    /// A resynchronisation is under way: records may name objects that are not here yet.
+    public var isImaging: Bool { state.withLock { $0.image != nil } }
 
     /// Applies a record while the tree is not (yet) the mirror: what is missing is left out, what is in the way goes to
     /// staging; the images that follow set it right.

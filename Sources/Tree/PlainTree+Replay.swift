@@ -14,6 +14,9 @@ public struct ReplayResult: Sendable, Hashable {
     public var bytes: UInt64 = 0
     /// Records of a resynchronisation were among them.
     public var sawImages = false
+    /// A resynchronisation had not come to its end: the tree is not the mirror, and takes records as far as their files
+    /// are there, until the next `imageEnd`.
+    public var isImaging = false
 }
 
 /// Hands every batch that holds records since the checkpoint to `visit`, in order. Called twice: once to fold, once to
@@ -74,6 +77,8 @@ extension PlainTree {
         result.bytes = try redoData(plan, batches, step)
         try redoAttributes(plan, step)
         try sync()
+        result.isImaging = plan.endsInImages ?? isBehind
+        if result.isImaging { state.withLock { $0.image = ImageSession(number: 0) } }
         return result
     }
 

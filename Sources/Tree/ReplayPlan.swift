@@ -44,6 +44,8 @@ struct ReplayPlan {
     private var partial: [FileID: Set<FileName>] = [:]
     private(set) var records = 0
     private(set) var hasImages = false
+    /// A resynchronisation had begun (true) or was complete (false) at the end; nil: no record says.
+    private(set) var endsInImages: Bool?
 
     private static let acl: FileName = Array("system.posix_acl_access".utf8)
     /// The kernel takes it away with every change of contents or owner.
@@ -54,7 +56,9 @@ struct ReplayPlan {
         if record.isImage || record.body.isImageMark { hasImages = true }
         let time = record.time
         switch record.body {
-        case .epochStart, .imageStart, .imageEnd: break
+        case .epochStart: break
+        case .imageStart: endsInImages = true
+        case .imageEnd: endsInImages = false
         case .write(let file, let offset):
             objects[file, default: Object()].bytes.write(seq, offset: offset, length: UInt64(record.payload.length))
             changedContents(file, time)

@@ -139,13 +139,12 @@ extension PlainTree {
         #expect(error?.code == ENOENT)
     }
 
-    @Test(arguments: 1...40)
+    @Test(arguments: 1...10)
     func onlyTheBytesThatSurviveAreWrittenAgain(seed: UInt64) {
         var random = Seeded(seed)
         var fold = ByteFold()
         var wanted: [UInt8] = []
         var payloads: [Seq: [UInt8]] = [:]
-        var zeroed = [Bool](repeating: false, count: 0)
         for number in 1...200 {
             let seq = Seq(rawValue: UInt64(number))
             let offset = Int.random(in: 0..<900_000, using: &random)
@@ -169,14 +168,16 @@ extension PlainTree {
             }
         }
         var found = [UInt8](repeating: 0, count: Int(fold.finalSize(from: 0)))
-        zeroed = [Bool](repeating: false, count: found.count)
+        var written = [Bool](repeating: false, count: found.count)
+        var isOverlapping = false
         fold.survivors { piece in
             for index in 0..<Int(piece.length) {
-                #expect(!zeroed[Int(piece.offset) + index], "two survivors for one byte")
-                zeroed[Int(piece.offset) + index] = true
+                if written[Int(piece.offset) + index] { isOverlapping = true }
+                written[Int(piece.offset) + index] = true
                 found[Int(piece.offset) + index] = payloads[piece.seq]![Int(piece.start) + index]
             }
         }
+        #expect(!isOverlapping, "two survivors for one byte")
         #expect(found == wanted)
     }
 }
