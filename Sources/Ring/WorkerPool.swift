@@ -2,6 +2,8 @@
 ///
 /// The queue is bounded. `submit` waits for room, which is safe on a reactor thread too: workers never wait for a
 /// reactor (posting does not block), so room always comes.
+///
+/// Its threads hold the pool: it lives until `shutdown`.
 public final class WorkerPool: @unchecked Sendable {
     /// Jobs waiting at most, unless the pool was made with another limit.
     public static let defaultQueueLimit = 16_384

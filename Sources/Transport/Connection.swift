@@ -257,6 +257,8 @@ public final class Connection {
             onFrame = { _, _ in }
             onClosed = { _ in }
             onDrained = {}
+            sink = { header throws(DecodingError) in throw DecodingError("the connection is closed", at: 0) }
+            receiver.abandon()
             closedHook = nil
             hook?(reason)
             tell(reason)

@@ -126,6 +126,13 @@ final class FrameReceiver {
         end = bytes.count
     }
 
+    /// Lets go of a sink whose body will never be complete.
+    func abandon() {
+        state = .header
+        unsafe places = []
+        placedFrom = 0
+    }
+
     /// What the bytes so far amount to. Call until it is hungry or stalled.
     func next() throws(DecodingError) -> Step {
         switch state {

@@ -93,7 +93,7 @@ let anyPort = SocketAddress("127.0.0.1", port: 0)!
 
 /// A blocking client that speaks bytes, for playing a hostile one.
 final class RawClient {
-    let descriptor: Int32
+    private var descriptor: Int32
     init(_ address: SocketAddress) {
         descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
         let result = address.withSockaddr { raw, length in connect(descriptor, raw, length) }
@@ -114,7 +114,11 @@ final class RawClient {
             all += room[..<count]
         }
     }
-    func close() { _ = Glibc.close(descriptor) }
+    /// Once only: closed twice, the number may be somebody else's.
+    func close() {
+        if descriptor >= 0 { _ = Glibc.close(descriptor) }
+        descriptor = -1
+    }
     deinit { close() }
 }
 

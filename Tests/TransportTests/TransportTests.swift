@@ -34,6 +34,8 @@ import Testing
                 admit: { stranger, source in
                     #expect(stranger == greeting(.a))
                     #expect(source.host == address.host)
+                    // A dialler comes back; one conversation is enough.
+                    if peer != nil { return .refuse("one conversation") }
                     return .accept(greeting(.b)) { connection in
                         peer = connection
                         both()
@@ -168,6 +170,30 @@ import Testing
         #expect(answers == [false, false, false, false])
     }
 
+    @Test func aConnectionThatClosesInTheMiddleOfABatchLetsGoOfItsMemory() throws {
+        weak var abandoned: TestSink?
+        var gone = false
+        try conversation { reactor, node, peer in
+            peer.receiveDirectly([.batch]) { _ in
+                let sink = TestSink(stalls: 1)
+                abandoned = sink
+                reactor.after(milliseconds: 10) { node.close("in the middle") }
+                reactor.after(milliseconds: 20) { peer.resumeReading() }
+                return sink
+            }
+            peer.onClosed = { _ in
+                reactor.after(milliseconds: 1) {
+                    gone = abandoned == nil && peer.isClosed
+                    reactor.stop()
+                }
+            }
+            // More than the sockets hold, so that a part is never sent.
+            let body = [UInt8](repeating: 1, count: 1 << 20)
+            for _ in 0..<16 { node.send(head(.batch), head: body, pieces: []) { _ in } }
+        }
+        #expect(gone)
+    }
+
     @Test func garbageOnAnOpenConnectionClosesIt() throws {
         let server = try Server()
         let client = RawClient(server.address)
@@ -243,7 +269,7 @@ import Testing
 
     @Test func aFloodOfGarbageDoesNotGrowMemory() async {
         // In a process of its own: nobody else's memory is in the measure.
-        await #expect(processExitsWith: .success) {
+        let result = await #expect(processExitsWith: .success, observing: [\.standardErrorContent]) {
             let server = try Server()
             func flood(_ connections: Int) {
                 var generator = SeededGenerator(5)
@@ -264,6 +290,9 @@ import Testing
             #expect(server.log.all.count == 1)
             server.stop()
         }
+        // What the process said, should it ever stop.
+        let words = String(decoding: result?.standardErrorContent.prefix(2000) ?? [], as: UTF8.self)
+        #expect(words == "")
     }
 
     @Test func aHalfOpenConnectionIsClosedInTime() throws {
