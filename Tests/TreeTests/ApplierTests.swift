@@ -69,7 +69,7 @@ private func seq(_ number: Int) -> Seq { Seq(rawValue: UInt64(number)) }
     }
 
     /// Any order of finishing: conflicting records run in order and one at a time, and all finish.
-    @Test(arguments: 1...50)
+    @Test(arguments: 1...20)
     func everyInterleavingKeepsTheOrderOfEachFile(seed: UInt64) {
         var random = Seeded(seed)
         var schedule = ConflictSchedule(applied: .zero)
@@ -93,8 +93,10 @@ private func seq(_ number: Int) -> Seq { Seq(rawValue: UInt64(number)) }
                 for taken in run.seqs {
                     let earlier = touched.keys.filter { $0 < taken && !done.contains($0) && !run.seqs.contains($0) }
                     for other in earlier {
-                        #expect(Set(touched[other]!).isDisjoint(with: touched[taken]!), "\(taken) before \(other)")
-                        #expect(!barriers.contains(other) && !barriers.contains(taken))
+                        let isFree = touched[other]!.allSatisfy { !touched[taken]!.contains($0) }
+                        if !isFree || barriers.contains(other) || barriers.contains(taken) {
+                            Issue.record("\(taken) ran before \(other)")
+                        }
                     }
                 }
                 running.append(run.seqs)
