@@ -92,7 +92,12 @@ public final class PlainTree: Sendable {
         }
         let own = try PlainTree.directory(PlainTree.ownName, in: root.rawValue, creating: opening == .create)
         lock = try System.open(own.rawValue, PlainTree.lockName, O_RDWR | O_CREAT)
-        let locked = clinux_lock_exclusive(lock.rawValue)
+        var locked = clinux_lock_exclusive(lock.rawValue)
+        // A process that is just ending, or a child between fork and exec, holds it for a moment longer.
+        for _ in 0..<20 where locked == -EWOULDBLOCK {
+            usleep(50_000)
+            locked = clinux_lock_exclusive(lock.rawValue)
+        }
         guard locked >= 0 else {
             throw TreeError(
                 "lock the plain files in", backing, code: -locked,
