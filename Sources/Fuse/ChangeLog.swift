@@ -32,6 +32,9 @@ public protocol ChangeLog: AnyObject {
     func append(_ body: RecordBody, time: Int64) -> Seq
     /// Calls back when the record has reached `level`.
     func when(_ seq: Seq, _ level: AckLevel, _ handler: @escaping (AckOutcome) -> Void)
+    /// Whether this node may answer at this moment. A process that slept past its lease must not serve even a read: the
+    /// other node may have newer data. Looked at before every request.
+    var mayServe: Bool { get }
     /// The last seq given out.
     var lastSeq: Seq { get }
     /// A number that no file of this mirror ever had.
@@ -41,4 +44,9 @@ public protocol ChangeLog: AnyObject {
     /// nil, or the errno for the application (ENOSPC) when a node is short of space or the journal cannot take it.
     /// `bytes`: what the plain files may grow by in the worst case; 0 for a change that needs no space worth naming.
     func spaceFor(bytes: Int) -> Int32?
+}
+
+extension ChangeLog {
+    /// A log without a lease always may.
+    public var mayServe: Bool { true }
 }

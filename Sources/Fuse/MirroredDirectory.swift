@@ -278,6 +278,7 @@ extension MirroredDirectory: FuseRequestHandler {
             return release(request.node, handle)
         default: break
         }
+        if state == .serving, !log.mayServe { freeze() }
         switch state {
         case .serving:
             outstanding.insert(request.unique)

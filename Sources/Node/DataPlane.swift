@@ -81,6 +81,8 @@ final class DataPlane {
     private var draining = false
     private(set) var isBroken = false
     private(set) var isStopping = false
+    /// The control side has said that there is no lease.
+    private(set) var isFrozen = false
     /// Memory or journal space may have become free for the follower's side.
     var onRoom: (() -> Void)?
     private(set) var resync: (any ResyncSession)?
@@ -154,6 +156,10 @@ final class DataPlane {
                     kind: .loneRestart, epoch: decision.epoch, seq: journal.lastSeq, time: log.wallClock())
             ) {}
         }
+        guard !link.isIncomplete else {
+            report(.broken("this node's copy is not complete: it must be brought up to date by the other one first"))
+            return report(.member(.ownDiskFailed))
+        }
         phase = .inheriting(decision)
         peerIsAway()
         advance()
@@ -196,11 +202,20 @@ final class DataPlane {
 
     func setLease(until moment: UInt64) {
         log.setLease(until: moment)
+        // The directory freezes by itself when it finds the lease run out; the control side may not have noticed.
+        if !isFrozen, log.mayAnswer { directory?.thaw() }
         advance()
     }
 
-    func freeze() { directory?.freeze() }
-    func thaw() { directory?.thaw() }
+    func freeze() {
+        isFrozen = true
+        directory?.freeze()
+    }
+
+    func thaw() {
+        isFrozen = false
+        if log.mayAnswer { directory?.thaw() }
+    }
 
     func setDecision(_ decision: Decision?, ballot: [UInt64]) { link.decision = (decision, ballot) }
 
@@ -231,6 +246,7 @@ final class DataPlane {
     func close(_ reason: Quorum.CloseReason) {
         phase = .closing
         draining = false
+        isFrozen = false
         stopAdmitting()
         resync?.cancel()
         resync = nil

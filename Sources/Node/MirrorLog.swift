@@ -455,6 +455,8 @@ extension MirrorLog: ChangeLog {
         }
     }
 
+    var mayServe: Bool { mayAnswer }
+
     /// The last seq given out, those of the open batch included.
     var lastSeq: Seq { core.last + open.count }
 

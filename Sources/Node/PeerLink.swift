@@ -414,10 +414,12 @@ final class PeerLink {
                     send(batch, on: connection)
                 }
                 pump()
-            case .failure(let error) where error.code == .gone:
-                // Overwritten while it was read: the next plan says so.
+            case .failure(let error):
+                // Overwritten while it was read, if the journal no longer lists it; else it is really damaged.
+                guard log.journal.plan(from: seq, limitBytes: 1) == nil else {
+                    return fail("cannot read record \(seq) from the journal: \(error)")
+                }
                 pump()
-            case .failure(let error): fail("cannot read record \(seq) from the journal: \(error)")
             }
         })
         let handle = log.reactor.handle
