@@ -96,10 +96,11 @@ extension Member {
             return (.wait, .restartGrant(until: acceptor.restartWaitEnds))
         }
         if case .leaseHeld = lastRefusal { return (.wait, .leaseElsewhere) }
-        if heardAt.witness == nil, heardAt[peer] == nil { return (.wait, .noSecondVoter) }
-        if emptyBirth.witness != nil, !isSoleAuthority, heardAt[peer] == nil {
-            return (.wait, .witnessNeeds(node.peer))
-        }
+        if !hears(.witness), !hears(peer) { return (.wait, .noSecondVoter) }
+        if emptyBirth.witness != nil, !isSoleAuthority, !hears(peer) { return (.wait, .witnessNeeds(node.peer)) }
         return (.wait, .asking)
     }
+
+    /// The voter said something lately.
+    private func hears(_ voter: Voter) -> Bool { heardAt[voter].map { now < $0 + timing.hearing * 4 } ?? false }
 }

@@ -142,7 +142,9 @@ extension Member {
     /// The round ends without a result. What it proposed may still be chosen: doubt stays until a later one completes.
     mutating func loseRound(wait: BootNanoseconds?) {
         proposer.end()
-        if let wait {
+        if var wait {
+            // The other node has given its grants back, but the voters may not have heard of it yet.
+            if peerPhase == .handedOver { wait = min(wait, timing.resend) }
             nextRoundAt = now + wait + generator.upTo(timing.roundWaitFirst) + headStart
         } else {
             // Random and growing (rule 13): two nodes that refuse each other find a gap.

@@ -1,1 +1,257 @@
 import Testing
+
+@testable import Quorum
+
+let ms: UInt64 = 1_000_000
+let long: UInt64 = 100_000 * ms
+let mirror = MirrorID(high: 1, low: 2)
+let genesis = AcceptorState.genesis(mirror: mirror, name: "ledger", node: .a, birth: 77)
+let both = Decision(sequence: 2, epoch: Epoch(rawValue: 1), primary: .a, inSync: .both)
+let takenOver = Decision(sequence: 3, epoch: Epoch(rawValue: 2), primary: .b, inSync: .both)
+
+func ballot(_ number: UInt64, _ node: NodeID) -> Ballot { Ballot(instance: .none, number: number, node: node) }
+
+/// A voter on a bench: every write is done at once, unless the test holds it back.
+struct Bench {
+    var acceptor: Acceptor
+    var now: UInt64
+    var number: UInt64 = 0
+    var holdsWrites = false
+    var tokens: [UInt64] = []
+    var session: UInt64 = 1
+
+    /// Started long ago unless `fresh`.
+    init(_ state: AcceptorState?, fresh: Bool = false, voter: Voter = .witness) {
+        now = long
+        acceptor = Acceptor(
+            voter: voter, state: state, timing: QuorumTiming(), startedAt: fresh ? long : 0, seed: 5)
+        var effects: [AcceptorEffect] = []
+        acceptor.start(effects: &effects)
+        _ = settle(effects)
+    }
+
+    mutating func settle(_ effects: [AcceptorEffect]) -> [QuorumMessage.Body] {
+        var answers: [QuorumMessage.Body] = []
+        for effect in effects {
+            switch effect {
+            case .persist(_, let token):
+                tokens.append(token)
+                if !holdsWrites { answers += finishWrites() }
+            case .reply(_, let message): answers.append(message.body)
+            case .log: break
+            }
+        }
+        return answers
+    }
+
+    mutating func finishWrites() -> [QuorumMessage.Body] {
+        var effects: [AcceptorEffect] = []
+        for token in tokens { acceptor.persisted(token, effects: &effects) }
+        tokens = []
+        return settle(effects)
+    }
+
+    mutating func ask(_ body: QuorumMessage.Body, from node: NodeID, birth: UInt64 = 9) -> [QuorumMessage.Body] {
+        number += 1
+        var effects: [AcceptorEffect] = []
+        acceptor.receive(
+            QuorumMessage(sender: Incarnation(birth: birth, session: session), number: number, body: body),
+            from: node, now: now, effects: &effects)
+        return settle(effects)
+    }
+
+    mutating func prepare(_ ballot: Ballot) -> [QuorumMessage.Body] {
+        ask(.prepare(ballot, memory: VoterMemory()), from: ballot.node)
+    }
+    mutating func accept(_ ballot: Ballot, _ decision: Decision) -> [QuorumMessage.Body] {
+        ask(.accept(ballot, decision, memory: VoterMemory()), from: ballot.node)
+    }
+    mutating func lease(_ node: NodeID, _ number: UInt64, heard: UInt64? = nil, epoch: UInt32 = 1) -> Bool? {
+        let answers = ask(
+            .leaseRequest(
+                number: number, heard: heard ?? number - 1, epoch: Epoch(rawValue: epoch), grantMilliseconds: 4000,
+                memory: VoterMemory()), from: node)
+        switch answers.first {
+        case .leaseGranted: return true
+        case .leaseRefused: return false
+        default: return nil
+        }
+    }
+}
+
+func isRefused(_ answers: [QuorumMessage.Body]) -> Bool {
+    if case .refused = answers.first, answers.count == 1 { true } else { false }
+}
+func isPromise(_ answers: [QuorumMessage.Body]) -> Bool {
+    if case .promise = answers.first, answers.count == 1 { true } else { false }
+}
+
+@Suite struct AcceptorTests {
+    @Test func answersOnlyWhenItsDiskHasTheAnswer() {
+        var bench = Bench(genesis)
+        bench.holdsWrites = true
+        #expect(bench.prepare(ballot(5, .a)).isEmpty)
+        #expect(isPromise(bench.finishWrites()))
+        #expect(bench.accept(ballot(5, .a), both).isEmpty)
+        // A doubled question must not be answered earlier than the first.
+        #expect(bench.accept(ballot(5, .a), both).isEmpty)
+        #expect(bench.finishWrites() == [.accepted(ballot(5, .a)), .accepted(ballot(5, .a))])
+    }
+
+    @Test func refusesEqualAndLowerBallots() {
+        var bench = Bench(genesis)
+        #expect(isPromise(bench.prepare(ballot(5, .b))))
+        #expect(isRefused(bench.prepare(ballot(5, .b))))
+        #expect(isRefused(bench.prepare(ballot(5, .a))))
+        #expect(isRefused(bench.accept(ballot(4, .a), both)))
+        #expect(bench.accept(ballot(5, .b), takenOver) == [.accepted(ballot(5, .b))])
+        #expect(bench.acceptor.state?.accepted == takenOver)
+    }
+
+    @Test func refusesTheOtherNodeWhileALeaseRuns() {
+        var bench = Bench(genesis)
+        #expect(bench.lease(.a, 1) == true)
+        #expect(isRefused(bench.prepare(ballot(5, .b))))
+        #expect(isRefused(bench.accept(ballot(5, .b), takenOver)))
+        #expect(isPromise(bench.prepare(ballot(5, .a))))
+        bench.now += 4000 * ms
+        #expect(isPromise(bench.prepare(ballot(6, .b))))
+    }
+
+    @Test func failure19ARestartedVoterPromisesNothingForOneGrantButGrants() {
+        var bench = Bench(genesis, fresh: true)
+        #expect(isRefused(bench.prepare(ballot(5, .a))))
+        #expect(isRefused(bench.accept(ballot(5, .a), both)))
+        #expect(bench.lease(.a, 1) == true)
+        bench.now += 4000 * ms
+        #expect(isPromise(bench.prepare(ballot(5, .a))))
+    }
+
+    @Test func failure19AnEmptyVoterSaysNothingElse() {
+        var bench = Bench(nil)
+        let questions: [QuorumMessage.Body] = [
+            .prepare(ballot(5, .a), memory: VoterMemory()), .accept(ballot(5, .a), both, memory: VoterMemory()),
+            .leaseRequest(
+                number: 1, heard: 0, epoch: Epoch(rawValue: 9), grantMilliseconds: 4000, memory: VoterMemory()),
+            .status(.serving, chosen: both, witness: VoterMemory()),
+        ]
+        for question in questions {
+            guard case .empty = bench.ask(question, from: .a).first else {
+                Issue.record("answered \(question)")
+                return
+            }
+        }
+    }
+
+    @Test func failure19ASeedFitsOnlyTheLifeItWasMadeFor() {
+        var bench = Bench(nil)
+        guard case .empty(let birth) = bench.prepare(ballot(5, .a)).first else {
+            Issue.record("not empty")
+            return
+        }
+        func seed(_ birth: UInt64) -> QuorumMessage.Body {
+            let instance = WitnessInstance(generation: 1, birth: birth)
+            return .seed(
+                birth: birth, mirror: mirror, name: "ledger", promised: Ballot(instance: instance, number: 0, node: .a),
+                acceptedBallot: ballot(1, .a), accepted: genesis.accepted)
+        }
+        _ = bench.ask(seed(birth &+ 1), from: .a)
+        #expect(bench.acceptor.state == nil)
+        _ = bench.ask(seed(birth), from: .a)
+        #expect(bench.acceptor.state?.accepted == genesis.accepted)
+        // A second one changes nothing.
+        _ = bench.ask(seed(birth), from: .b)
+        #expect(bench.acceptor.state?.starts == 1)
+    }
+
+    @Test func failure19AVoterPutBackFromABackupForgetsWhatItKnows() {
+        var bench = Bench(genesis)
+        let memory = VoterMemory(promised: ballot(8, .a), accepted: ballot(8, .a))
+        guard case .empty = bench.ask(.prepare(ballot(9, .a), memory: memory), from: .a).first else {
+            Issue.record("it answered as if nothing had happened")
+            return
+        }
+        #expect(bench.acceptor.state == nil)
+    }
+
+    @Test func leasesGoOnlyToTheRecordedPrimaryOrALaterEpoch() {
+        var bench = Bench(genesis)
+        #expect(bench.lease(.b, 1, epoch: 1) == false)
+        #expect(bench.lease(.b, 2, epoch: 2) == true)
+        #expect(bench.lease(.a, 1, epoch: 1) == false)
+    }
+
+    @Test func aLateReleaseTakesAwayNothingNewer() {
+        var bench = Bench(genesis)
+        #expect(bench.lease(.a, 1) == true)
+        #expect(bench.lease(.a, 2) == true)
+        _ = bench.ask(.leaseRelease(number: 1), from: .a)
+        #expect(isRefused(bench.prepare(ballot(5, .b))))
+        _ = bench.ask(.leaseRelease(number: 2), from: .a)
+        #expect(isPromise(bench.prepare(ballot(5, .b))))
+        // And a request from before the release, late, takes nothing.
+        #expect(bench.lease(.a, 2) == nil)
+    }
+
+    @Test func failure08ANodeThatHearsNothingIsNotRenewedForEver() {
+        var bench = Bench(genesis)
+        var granted = 0
+        for number in 1...20 where bench.lease(.a, UInt64(number), heard: 0) == true { granted += 1 }
+        #expect(granted == QuorumTiming().unheardLimit)
+        // One answer heard makes it good.
+        #expect(bench.lease(.a, 21, heard: 20) == true)
+    }
+
+    @Test func failure29MessagesOfAnEarlierProcessAreDropped() {
+        var bench = Bench(genesis)
+        bench.session = 2
+        #expect(bench.lease(.a, 1) == true)
+        bench.session = 1
+        #expect(bench.ask(.leaseRelease(number: 100), from: .a).isEmpty)
+        #expect(bench.prepare(ballot(9, .a)).isEmpty)
+        bench.session = 2
+        #expect(isRefused(bench.prepare(ballot(5, .b))))
+    }
+
+    @Test func aGrantLongerThanItsRestartWaitIsRefused() {
+        var bench = Bench(genesis)
+        let answers = bench.ask(
+            .leaseRequest(
+                number: 1, heard: 0, epoch: Epoch(rawValue: 1), grantMilliseconds: 4001, memory: VoterMemory()),
+            from: .a)
+        #expect(answers == [.leaseRefused(number: 1, .tooLong, accepted: Epoch(rawValue: 1))])
+    }
+}
+
+@Suite struct LeaseHolderTests {
+    @Test func countsFromTheSendingAndNeedsItselfAndAnother() {
+        var holder = LeaseHolder(timing: QuorumTiming())
+        let number = holder.request(now: 1000 * ms)
+        holder.granted(by: .witness, number: number)
+        #expect(holder.validUntil(own: .a) == 0)
+        holder.granted(by: .a, number: number)
+        #expect(holder.validUntil(own: .a) == 3000 * ms)
+        #expect(holder.validUntil(own: .b) == 0)
+    }
+
+    @Test func aReleaseVoidsEarlierAnswers() {
+        var holder = LeaseHolder(timing: QuorumTiming())
+        let number = holder.request(now: 1000 * ms)
+        #expect(holder.release() == number)
+        holder.granted(by: .a, number: number)
+        holder.granted(by: .b, number: number)
+        #expect(holder.validUntil(own: .a) == 0)
+    }
+}
+
+@Suite struct TimingTests {
+    @Test func theDefaultsAgreeWithEachOther() { #expect(QuorumTiming().problems() == []) }
+
+    @Test func aGrantThatDoesNotCoverTheLeaseIsNamed() {
+        var timing = QuorumTiming()
+        timing.grant = timing.lease
+        #expect(timing.problems().count == 1)
+        timing.renewal = timing.lease
+        #expect(timing.problems().count == 3)
+    }
+}

@@ -49,24 +49,22 @@ func stormOptions(_ seed: UInt64) -> WorldOptions {
 /// The simulator is worth something only if it finds what is wrong. Each of these faults is planted in the model around
 /// the cores, and some world must notice.
 @Suite struct PlantedBugTests {
-    private func seedThatFinds(_ bug: PlantedBug, within seeds: UInt64) -> (seed: UInt64, what: String)? {
-        for seed in 1...seeds {
+    /// A bug, and a seed near one that shows it; others are tried if the cores changed since.
+    @Test(
+        arguments: [
+            (PlantedBug.aloneFromMemory, 1), (.witnessReinventsItself, 1), (.acknowledgesWithoutLease, 1),
+            (.answersBeforeWriting, 1), (.addsNodeFromMemory, 1), (.voterForgetsGrants, 1),
+        ] as [(PlantedBug, UInt64)])
+    func isFoundByTheSimulator(bug: PlantedBug, near start: UInt64) {
+        for seed in start..<start + 3000 {
             var options = stormOptions(seed)
             options.bugs = [bug]
             let world = World(seed: seed, options: options)
             world.storm(milliseconds: 25_000)
-            if let first = world.violations.first, !world.isStuck { return (seed, first) }
+            guard let first = world.violations.first, !world.isStuck else { continue }
+            print("planted \(bug): found by seed \(seed), \(first)")
+            return
         }
-        return nil
-    }
-
-    @Test(arguments: [
-        PlantedBug.acknowledgesWithoutLease, .aloneFromMemory, .addsNodeFromMemory, .answersBeforeWriting,
-        .voterForgetsGrants, .witnessReinventsItself,
-    ])
-    func isFoundByTheSimulator(bug: PlantedBug) {
-        let found = seedThatFinds(bug, within: 3000)
-        #expect(found != nil, "\(bug) was not found")
-        if let found { print("\(bug): seed \(found.seed), \(found.what)") }
+        Issue.record("\(bug) was not found")
     }
 }

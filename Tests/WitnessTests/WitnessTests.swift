@@ -1,1 +1,152 @@
+import Foundation
+import Logging
+import Ring
 import Testing
+import Transport
+
+@testable import WitnessCore
+
+private let quiet = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+
+/// A state directory that goes away with the test.
+private final class Scratch {
+    let path = NSTemporaryDirectory() + "lockstep-witness-\(UInt64.random(in: 0 ... .max))"
+    deinit { try? FileManager.default.removeItem(atPath: path) }
+}
+
+private func voters(_ scratch: Scratch, startedAt: UInt64 = 0) throws -> WitnessVoters {
+    try WitnessVoters(
+        store: VoteStore(directory: scratch.path), timing: QuorumTiming(), startedAt: startedAt,
+        generator: SystemRandomNumberGenerator(), logger: quiet)
+}
+
+private let now: UInt64 = 100_000_000_000
+
+/// A node that asks the witness by hand.
+private struct Asker {
+    let mirror: MirrorID
+    var number: UInt64 = 0
+    init(_ low: UInt64) { mirror = MirrorID(high: 0, low: low) }
+
+    mutating func ask(_ voters: WitnessVoters, _ body: QuorumMessage.Body) -> QuorumMessage.Body? {
+        number += 1
+        let message = QuorumMessage(sender: Incarnation(birth: 1, session: 1), number: number, body: body)
+        return voters.receive(message, from: .a, mirror: mirror, now: now).first?.1.body
+    }
+    func ballot(_ birth: UInt64, _ number: UInt64) -> Ballot {
+        Ballot(instance: WitnessInstance(generation: 1, birth: birth), number: number, node: .a)
+    }
+    /// Asks, is told that the witness is empty, and seeds it. Returns what came of the seed.
+    mutating func seed(_ voters: WitnessVoters, name: String) -> (birth: UInt64, answer: QuorumMessage.Body?) {
+        let first = ask(voters, .prepare(ballot(0, 1), memory: VoterMemory()))
+        guard case .empty(let birth) = first else { return (0, first) }
+        let genesis = AcceptorState.genesis(mirror: mirror, name: name, node: .a, birth: 3)
+        let answer = ask(
+            voters,
+            .seed(
+                birth: birth, mirror: mirror, name: name, promised: ballot(birth, 0),
+                acceptedBallot: genesis.acceptedBallot, accepted: genesis.accepted))
+        return (birth, answer)
+    }
+}
+
+@Suite struct WitnessVotersTests {
+    @Test func serves1000MirrorsAndRemembersEachAfterARestart() throws {
+        let scratch = Scratch()
+        var births: [UInt64] = []
+        do {
+            let witness = try voters(scratch)
+            for index in 1...1000 {
+                var asker = Asker(UInt64(index))
+                let (birth, _) = asker.seed(witness, name: "mirror\(index)")
+                births.append(birth)
+                guard case .promise = asker.ask(witness, .prepare(asker.ballot(birth, 1), memory: VoterMemory())) else {
+                    Issue.record("no promise")
+                    return
+                }
+            }
+            #expect(witness.mirrorCount == 1000)
+        }
+        let witness = try voters(scratch)
+        #expect(witness.mirrorCount == 1000)
+        for index in [1, 500, 1000] {
+            var asker = Asker(UInt64(index))
+            let ballot = asker.ballot(births[index - 1], 1)
+            // What it promised before it still has promised.
+            let answer = asker.ask(witness, .prepare(ballot, memory: VoterMemory()))
+            #expect(answer == .refused(ballot, .prepare, promised: ballot, .ballot))
+        }
+    }
+
+    @Test func failure19ARestartedWitnessPromisesNothingEarly() throws {
+        let scratch = Scratch()
+        var asker = Asker(1)
+        let (birth, _) = asker.seed(try voters(scratch), name: "ledger")
+        let witness = try voters(scratch, startedAt: now - 1_000_000_000)
+        let ballot = asker.ballot(birth, 5)
+        guard
+            case .refused(_, _, _, .restarted(let left)) = asker.ask(
+                witness, .prepare(ballot, memory: VoterMemory()))
+        else {
+            Issue.record("it promised")
+            return
+        }
+        #expect(left == 3000)
+    }
+
+    @Test func failure33ASecondMirrorOfOneNameIsRefused() throws {
+        let scratch = Scratch()
+        let witness = try voters(scratch)
+        var first = Asker(1)
+        var second = Asker(2)
+        _ = first.seed(witness, name: "ledger")
+        #expect(second.seed(witness, name: "ledger").answer == .nameTaken(by: first.mirror))
+        #expect(witness.objection(mirror: second.mirror, name: "ledger")?.contains("another name") == true)
+        #expect(witness.objection(mirror: first.mirror, name: "ledger") == nil)
+        guard case .empty = second.ask(witness, .prepare(second.ballot(1, 1), memory: VoterMemory())) else {
+            Issue.record("the second got a vote")
+            return
+        }
+    }
+
+    @Test func failure37ADamagedFileSilencesItsMirrorAlone() throws {
+        let scratch = Scratch()
+        var first = Asker(1)
+        var second = Asker(2)
+        do {
+            let witness = try voters(scratch)
+            _ = first.seed(witness, name: "one")
+            _ = second.seed(witness, name: "two")
+        }
+        let path = scratch.path + "/\(first.mirror).votes"
+        var bytes = try #require(FileManager.default.contents(atPath: path))
+        bytes[40] ^= 1
+        try bytes.write(to: URL(fileURLWithPath: path))
+        try Data("half".utf8).write(to: URL(fileURLWithPath: path + ".new"))
+
+        let witness = try voters(scratch)
+        #expect(first.ask(witness, .prepare(first.ballot(0, 9), memory: VoterMemory())) == nil)
+        #expect(witness.objection(mirror: first.mirror, name: "one") != nil)
+        #expect(second.ask(witness, .prepare(second.ballot(0, 9), memory: VoterMemory())) != nil)
+        #expect(!FileManager.default.fileExists(atPath: path + ".new"))
+    }
+
+    @Test func twoWitnessesOnOneDirectoryAreRefused() throws {
+        let scratch = Scratch()
+        let store = try VoteStore(directory: scratch.path)
+        #expect(throws: VoteStoreError.self) { try VoteStore(directory: scratch.path) }
+        withExtendedLifetime(store) {}
+    }
+
+    @Test func strangersCannotFillItsMemory() throws {
+        let witness = try voters(Scratch())
+        for index in 1...2000 {
+            var asker = Asker(UInt64(index))
+            guard case .empty = asker.ask(witness, .prepare(asker.ballot(1, 1), memory: VoterMemory())) else {
+                Issue.record("not empty")
+                return
+            }
+        }
+        #expect(witness.mirrorCount == 0)
+    }
+}

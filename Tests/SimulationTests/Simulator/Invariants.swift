@@ -19,13 +19,24 @@ extension World {
         }
         epochOwners[decision.epoch] = node.node
         let held = Set(node.data.log.map(\.id))
-        for (id, fsync) in acknowledged.sorted(by: { $0.key < $1.key }) where !held.contains(id) {
-            if inheritance == .unsyncedMayBeMissing, !fsync {
+        for (id, write) in acknowledged.sorted(by: { $0.key < $1.key }) where !held.contains(id) {
+            if inheritance == .unsyncedMayBeMissing, !write.fsync {
                 acknowledged[id] = nil
                 forgiven += 1
             } else {
                 violate("\(node.node) opens in epoch \(decision.epoch) without acknowledged write \(id)")
             }
+        }
+    }
+
+    /// What the first promise does not cover: a write that was never fsynced, acknowledged from the memories of both
+    /// nodes, both of which died since.
+    func forgiveLossOfBothRooms() {
+        let held = Set(a.data.log.map(\.id)).union(b.data.log.map(\.id))
+        for (id, write) in acknowledged where !write.fsync && !held.contains(id) {
+            guard let kills = write.kills, a.kills > kills[0], b.kills > kills[1] else { continue }
+            acknowledged[id] = nil
+            forgiven += 1
         }
     }
 
@@ -59,6 +70,9 @@ extension World {
         lastAcknowledgement + 1000 * ms > now
             && nodes.contains { $0.isUp && $0.data.mayAcknowledge(now: $0.clock(now)) }
     }
+
+    /// The newest epoch that was chosen.
+    var epochs: Int { Int(chosen.values.map(\.epoch.rawValue).max() ?? 0) }
 
     var server: NodeID? { nodes.first { $0.isUp && $0.data.mayAcknowledge(now: $0.clock(now)) }?.node }
 

@@ -59,7 +59,7 @@ final class SimulatedNode: Machine {
     var toMemberAt: UInt64 = 0
     var role: RoleState?
     var linkSession = 0  // 0: down
-    var wantsToRun = true
+    var kills = 0
 
     init(node: NodeID, bugs: Set<PlantedBug>) {
         self.node = node
@@ -95,7 +95,12 @@ final class World {
     var violations: [String] = []
     var trace: [String] = []
     var written = 0
-    var acknowledged: [Int: Bool] = [:]  // id: fsync
+    struct Acknowledgement {
+        var fsync: Bool
+        /// Acknowledged from two memories: how often each node had been killed by then. nil: not in both.
+        var kills: [Int]?
+    }
+    var acknowledged: [Int: Acknowledgement] = [:]
     var forgiven = 0
     var openings: [(node: NodeID, epoch: Epoch)] = []
     var epochOwners: [Epoch: NodeID] = [:]
@@ -153,6 +158,7 @@ final class World {
     }
 
     /// Runs until it holds, at most so long.
+    @discardableResult
     func run(until isTrue: () -> Bool, milliseconds: UInt64) -> Bool {
         let end = now + milliseconds * ms
         while !isTrue() {
@@ -251,6 +257,8 @@ final class World {
         if let node = machine as? SimulatedNode {
             node.member = nil
             node.data.crash()
+            node.kills += 1
+            forgiveLossOfBothRooms()
             node.linkSession = 0
             breakLink()
         } else {
@@ -461,7 +469,8 @@ final class World {
                 data(node) { data, now, out in data.flushed(count: count, now: now, out: &out) }
             }
         case .acknowledged(let id, let fsync):
-            acknowledged[id] = fsync
+            let inBoth = nodes.allSatisfy { $0.data.log.contains { $0.id == id } }
+            acknowledged[id] = Acknowledgement(fsync: fsync, kills: inBoth ? nodes.map(\.kills) : nil)
             lastAcknowledgement = now
         case .opened(let decision, let inheritance): opened(node, decision, inheritance)
         case .breakLink: breakLink()
