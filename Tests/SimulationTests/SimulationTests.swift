@@ -7,7 +7,7 @@ import Testing
 
 /// How many worlds: LOCKSTEP_SEEDS in the environment, for long runs.
 private var seedCount: UInt64 {
-    getenv("LOCKSTEP_SEEDS").flatMap { unsafe UInt64(String(cString: $0)) } ?? 100
+    getenv("LOCKSTEP_SEEDS").flatMap { unsafe UInt64(String(cString: $0)) } ?? 400
 }
 private var firstSeed: UInt64 {
     getenv("LOCKSTEP_FIRST_SEED").flatMap { unsafe UInt64(String(cString: $0)) } ?? 1
@@ -32,6 +32,7 @@ func stormOptions(_ seed: UInt64) -> WorldOptions {
     }
 }
 
+/// Prints the story of one world: LOCKSTEP_REPLAY=<seed>, and LOCKSTEP_BUG=<planted bug> if it had one.
 @Test func replay() {
     guard let seed = getenv("LOCKSTEP_REPLAY").flatMap({ unsafe UInt64(String(cString: $0)) }) else { return }
     var options = stormOptions(seed)
@@ -52,8 +53,8 @@ func stormOptions(_ seed: UInt64) -> WorldOptions {
     /// A bug, and a seed near one that shows it; others are tried if the cores changed since.
     @Test(
         arguments: [
-            (PlantedBug.aloneFromMemory, 1), (.witnessReinventsItself, 1), (.acknowledgesWithoutLease, 1),
-            (.answersBeforeWriting, 1), (.addsNodeFromMemory, 1), (.voterForgetsGrants, 1),
+            (PlantedBug.aloneFromMemory, 63), (.acknowledgesWithoutLease, 437), (.witnessReinventsItself, 514),
+            (.answersBeforeWriting, 720), (.voterForgetsGrants, 811),
         ] as [(PlantedBug, UInt64)])
     func isFoundByTheSimulator(bug: PlantedBug, near start: UInt64) {
         for seed in start..<start + 3000 {
@@ -66,5 +67,29 @@ func stormOptions(_ seed: UInt64) -> WorldOptions {
             return
         }
         Issue.record("\(bug) was not found")
+    }
+
+    /// Rule 11: a node whose disk lags far behind is not added, however much it has in memory.
+    @Test(arguments: [false, true])
+    func aNodeAddedFromItsMemoryLosesFsyncedWrites(planted: Bool) {
+        var options = WorldOptions()
+        options.loneRestart = 3000
+        options.bugs = planted ? [.addsNodeFromMemory] : []
+        let world = World(seed: 11, options: options)
+        #expect(world.run(until: { world.isHealthy }, milliseconds: 30_000))
+        guard let server = world.server else { return }
+        let (primary, other) = (world[server], world[server.peer])
+        world.kill(other)
+        world.run(milliseconds: 8000)
+        other.slowFlush = 60_000
+        world.start(other)
+        world.run(milliseconds: 3000)
+        #expect((primary.role?.role == .primary) == planted)
+        for machine in world.machines { world.kill(machine) }
+        world.start(world.witness)
+        world.start(other)
+        world.run(milliseconds: 20_000)
+        #expect(world.violations.isEmpty != planted)
+        #expect((other.role?.reason == .behind(primary.node)) != planted)
     }
 }

@@ -60,6 +60,8 @@ final class SimulatedNode: Machine {
     var role: RoleState?
     var linkSession = 0  // 0: down
     var kills = 0
+    /// The journal's writes take so much longer, in ms.
+    var slowFlush: UInt64 = 0
 
     init(node: NodeID, bugs: Set<PlantedBug>) {
         self.node = node
@@ -465,7 +467,7 @@ final class World {
             after(node.toMemberAt - now, on: node) { [unowned self] in step(node, event) }
         case .send(let message): sendData(message, from: node)
         case .flush(let count):
-            after(random.between(1, 60) * ms, on: node) { [unowned self] in
+            after(random.between(1, 60) * ms + node.slowFlush * ms, on: node) { [unowned self] in
                 data(node) { data, now, out in data.flushed(count: count, now: now, out: &out) }
             }
         case .acknowledged(let id, let fsync):
