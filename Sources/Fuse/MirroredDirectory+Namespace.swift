@@ -317,6 +317,7 @@ extension MirroredDirectory {
         let now = log.wallClock()
         let isDirectory = inode.isDirectory
         let wasLast = isDirectory || inode.links <= 1
+        if wasLast { holdIfOpen(inode) }
         let seq = log.append(
             .remove(file: inode.file, parent: parent.file, name: name, isDirectory: isDirectory, wasLast: wasLast),
             time: now)
@@ -328,15 +329,19 @@ extension MirroredDirectory {
         }
     }
 
-    /// Notes that a name of a file is gone. If it was the last and the file is open, the plain tree keeps the file.
+    /// Makes the plain tree keep a file whose last name goes. BEFORE the removal is logged: once it is, it may be applied
+    /// at any moment.
+    private func holdIfOpen(_ inode: Inode) {
+        guard inode.handles > 0, !inode.isHeld else { return }
+        inode.isHeld = true
+        tree.hold(inode.file)
+    }
+
+    /// Notes that a name of a file is gone.
     private func nameGone(_ inode: Inode, _ seq: Seq, wasLast: Bool, now: Int64) {
         inode.ctime = now
         inode.links = wasLast ? 0 : inode.links - 1
         if wasLast {
-            if inode.handles > 0 {
-                inode.isHeld = true
-                tree.hold(inode.file)
-            }
             inode.isRemoved = true
             inode.removalSeq = seq
         }
@@ -427,6 +432,7 @@ extension MirroredDirectory {
         let now = log.wallClock()
         let exchange = renaming.isExchange
         let wasLast = target.map { !exchange && ($0.isDirectory || $0.links <= 1) } ?? false
+        if wasLast, let target { holdIfOpen(target) }
         let seq = log.append(
             .rename(
                 file: source.file, parent: renaming.parent, name: renaming.name, newParent: renaming.newParent,
