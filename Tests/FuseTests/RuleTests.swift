@@ -290,8 +290,7 @@ extension MountedTests {
                     log.holdsWrite = false
                     directory.dismount {}
                 }
-                for _ in 0..<1000 where !MountGuard.isPlaced(at: mounted.path) { usleep(1000) }
-                #expect(MountGuard.isPlaced(at: mounted.path))
+                #expect(eventually { MountGuard.isPlaced(at: mounted.path) })
             }
         }
 
@@ -299,7 +298,7 @@ extension MountedTests {
             try withMounted { mounted in
                 put(mounted.path + "/f", [1])
                 mounted.onData { directory, _ in directory.dismount {} }
-                for _ in 0..<1000 where mounted.onData({ directory, _ in directory.state }) != .ended { usleep(1000) }
+                #expect(eventually { mounted.onData { directory, _ in directory.state } == .ended })
                 #expect(errnoOf(open(mounted.path + "/f", O_RDONLY)) == ENOENT)
                 #expect(errnoOf(open(mounted.path + "/new", O_WRONLY | O_CREAT, 0o644)) == EROFS)
                 #expect(status(mounted.path + "/" + MountGuard.noticeName)?.st_mode == S_IFREG)
@@ -315,7 +314,7 @@ extension MountedTests {
                 #expect(write(fd, "x", 1) == 1)
                 nonisolated(unsafe) var answer: FuseMountError??
                 mounted.onData { directory, _ in directory.drainAndUnmount { answer = .some($0) } }
-                for _ in 0..<2000 where mounted.onData({ _, _ in answer == nil }) { usleep(1000) }
+                #expect(eventually { mounted.onData { _, _ in answer != nil } })
                 #expect(mounted.onData { _, _ in answer.flatMap { $0 }?.code } == EBUSY)
                 #expect(mounted.onData { _, _ in answer.flatMap { $0 }?.remedy.contains("(\(getpid()))") } == true)
                 close(fd)
@@ -323,7 +322,7 @@ extension MountedTests {
                     answer = nil
                     directory.drainAndUnmount { answer = .some($0) }
                 }
-                for _ in 0..<2000 where mounted.onData({ _, _ in answer == nil }) { usleep(1000) }
+                #expect(eventually { mounted.onData { _, _ in answer != nil } })
                 #expect(mounted.onData { _, _ in answer.map { $0 == nil } } == true)
                 #expect(mounted.onData { directory, _ in directory.state } == .ended)
                 #expect(MountGuard.isPlaced(at: mounted.path))

@@ -209,7 +209,7 @@ final class Mounted: @unchecked Sendable {
     func close() {
         MountGuard.clear(path)
         // The data thread hears of it by its next read.
-        for _ in 0..<1000 where onData({ directory, _ in directory.state }) != .ended { usleep(1000) }
+        _ = eventually { onData { directory, _ in directory.state } == .ended }
         let failure = onData { _, log in log.failure }
         #expect(failure == nil)
         _ = thread.call { [self] in
@@ -230,6 +230,15 @@ func withMounted(_ body: (Mounted) throws -> Void) throws {
     let mounted = try Mounted()
     defer { mounted.close() }
     try body(mounted)
+}
+
+/// Waits up to so many milliseconds for something to become true.
+func eventually(_ milliseconds: Int = 2000, _ condition: () -> Bool) -> Bool {
+    for _ in 0..<milliseconds {
+        if condition() { return true }
+        usleep(1000)
+    }
+    return condition()
 }
 
 /// The errno of a call that answers below zero; 0 when it worked.
