@@ -113,9 +113,11 @@ final class LocalLog: ChangeLog {
     }
 
     private func applyNext() {
-        guard !isApplying, !holdsApply, !unapplied.isEmpty, failure == nil else { return }
+        // Nothing is applied before it is on every disk: the files never run ahead of the mirror.
+        let ready = unapplied.prefix(64).prefix { $0.seq <= syncLevel }
+        guard !isApplying, !holdsApply, !ready.isEmpty, failure == nil else { return }
         isApplying = true
-        let batch = Array(unapplied.prefix(64))
+        let batch = Array(ready)
         unapplied.removeFirst(batch.count)
         let tree = tree
         let handle = reactor.handle
