@@ -1,6 +1,7 @@
 import Foundation
 import Logging
 import Ring
+import Synchronization
 import Testing
 import Transport
 
@@ -148,5 +149,78 @@ private struct Asker {
             }
         }
         #expect(witness.mirrorCount == 0)
+    }
+}
+
+@Suite struct WitnessServerTests {
+    /// Greets the witness over loopback, sends `body` for `mirror`, and returns what comes back, or why nothing does.
+    private func talk(
+        mirror: MirrorID, name: String, scratch: Scratch, before: @escaping @Sendable (WitnessVoters) -> Void
+    )
+        throws -> String
+    {
+        let path = scratch.path
+        let done = DispatchSemaphore(value: 0)
+        let result = Mutex("nothing came")
+        let thread = try ReactorThread(name: "witness-test", logger: quiet) { reactor in
+            let voters = try WitnessVoters(
+                store: VoteStore(directory: path), timing: QuorumTiming(), startedAt: 0,
+                generator: SystemRandomNumberGenerator(), logger: quiet)
+            before(voters)
+            let address = try #require(SocketAddress("127.0.0.1", port: 0))
+            let server = try WitnessServer(
+                reactor: reactor, address: address, voters: voters, session: 9, logger: quiet)
+            let hello = Greeting(
+                hello: Hello(channel: .control, voter: .b, mirrorName: name, session: 4), epoch: .none, mirror: mirror)
+            let dialer = Dialer(
+                reactor: reactor, remote: try #require(server.address), options: DialerOptions(),
+                generator: SystemRandomNumberGenerator(), logger: quiet, own: { hello }
+            ) { connection, greeting in
+                connection.onFrame = { header, body in
+                    let answer = try? QuorumMessage(decoding: body[...])
+                    let isEmpty = if case .empty = answer?.body { true } else { false }
+                    result.withLock {
+                        $0 = "\(greeting.hello.voter) \(isEmpty) \(header.mirror == mirror) \(header.session)"
+                    }
+                    done.signal()
+                }
+                connection.onClosed = { reason in
+                    result.withLock { if $0 == "nothing came" { $0 = "\(reason)" } }
+                    done.signal()
+                }
+                let question = QuorumMessage(
+                    sender: Incarnation(birth: 1, session: 1), number: 1,
+                    body: .status(.idle, chosen: nil, witness: .init()))
+                let bytes = question.encoded()
+                // One of another session first: it must be dropped.
+                for session: UInt64 in [5, 4] {
+                    connection.send(
+                        FrameHeader(
+                            type: .quorum, bodyLength: bytes.count, session: session, epoch: .none, mirror: mirror),
+                        body: bytes)
+                }
+                return nil
+            }
+            reactor.beforeSleep { withExtendedLifetime((server, dialer)) {} }
+            _ = reactor.after(milliseconds: 1500) { done.signal() }
+        }
+        done.wait()
+        thread.handle.stop()
+        thread.join()
+        return result.withLock { $0 }
+    }
+
+    @Test func answersOverTheNetworkInTheNameOfTheMirrorThatAsks() throws {
+        let answer = try talk(mirror: MirrorID(high: 0, low: 5), name: "ledger", scratch: Scratch()) { _ in }
+        #expect(answer == "witness true true 9")
+    }
+
+    @Test func failure33RefusesASecondMirrorOfOneNameOverTheNetwork() throws {
+        // The dialer is told in the witness's words and tries again later; no question of it is ever answered.
+        let answer = try talk(mirror: MirrorID(high: 0, low: 5), name: "ledger", scratch: Scratch()) { voters in
+            var first = Asker(1)
+            _ = first.seed(voters, name: "ledger")
+        }
+        #expect(answer == "nothing came")
     }
 }

@@ -15,7 +15,7 @@ struct LockstepWitness: ParsableCommand {
             Runs in the foreground and logs to standard error; SIGTERM or SIGINT ends it. It may be restarted at any time: \
             services go on as long as both their nodes are well. Installed anew, with an empty state directory, it waits \
             until the nodes of a mirror give it its memory back.
-            Exit status: 0 stopped, 1 failed, 2 wrong usage or configuration.
+            Exit status: 0 stopped, 1 failed, 2 wrong configuration file, 64 wrong usage.
             """)
 
     @Option(name: .long, help: "The configuration file; the options below override it.")
@@ -32,7 +32,7 @@ struct LockstepWitness: ParsableCommand {
 
     @Option(
         name: .long,
-        help: "The longest grant it gives, in ms; after a restart it promises nothing for as long (default: 4000).")
+        help: "The longest grant it gives, in ms; after a restart it promises nothing for as long.")
     var longestGrant: UInt32 = 4000
 
     func run() throws {
