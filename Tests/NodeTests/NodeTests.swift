@@ -1,1 +1,227 @@
+import Format
+import Glibc
+import Quorum
 import Testing
+
+@testable import Journal
+@testable import Node
+@testable import Tree
+
+/// Two nodes' data sides against each other. One after the other: each has journals to write and threads to run.
+@Suite(.serialized) struct NodeTests {
+    /// A tree with one of everything.
+    static func fill(_ root: String) {
+        makeDirectories("\(root)/dir/deep/deeper")
+        makeDirectories("\(root)/empty")
+        put("\(root)/small", Array("hello".utf8))
+        put("\(root)/nothing", [])
+        put("\(root)/dir/data", noise(3_000_000, 1))
+        put("\(root)/dir/deep/deeper/odd", noise(100_001, 2))
+        put("\(root)/sparse", noise(70_000, 3), at: 40 << 20)
+        put("\(root)/sparse", noise(5_000, 4), at: 200 << 20)
+        precondition(truncate("\(root)/sparse", 300 << 20) == 0)
+        precondition(link("\(root)/small", "\(root)/dir/hard") == 0)
+        precondition(symlink("dir/data", "\(root)/soft") == 0)
+        precondition(mkfifo("\(root)/pipe", 0o600) == 0)
+        precondition(chown("\(root)/dir/data", 1234, 4321) == 0)
+        precondition(chmod("\(root)/dir/data", 0o4750) == 0)
+        precondition(chmod("\(root)/empty", 0o1777) == 0)
+        let value = Array("a value".utf8)
+        setAttribute("\(root)/small", "user.note", value)
+        setAttribute("\(root)/dir", "user.dir", value)
+        for index in 0..<600 { put("\(root)/empty/file-\(index)", Array("\(index)".utf8)) }
+        for name in ["small", "dir/data", "sparse"] { setTime("\(root)/\(name)", 1_600_000_000) }
+        setTime("\(root)/dir", 1_500_000_000)
+    }
+
+    static func setTime(_ path: String, _ seconds: Int) {
+        let times = [timespec(tv_sec: seconds, tv_nsec: 123_456_789), timespec(tv_sec: seconds, tv_nsec: 987_654_321)]
+        precondition(utimensat(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW) == 0)
+    }
+
+    @Test func catchUpFromTheJournalSendsOnlyWhatWasMissed() throws {
+        let pair = try Pair()
+        pair.serve(pair.a, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        let file = pair.a.create("file")
+        pair.a.waitForSync(pair.a.write(file, noise(1 << 20, 1), at: 0))
+        pair.settle()
+        pair.cut()
+        // Going alone is a decision of its own, with a new epoch.
+        pair.a.call { plane in
+            plane.setPolicy(
+                AckPolicy(possible: [AckRequirement(inSync: .a, ownDisk: true)], flushFirst: false), token: 2)
+            plane.epochChanged(Decision(sequence: 3, epoch: Epoch(rawValue: 3), primary: .a, inSync: .a))
+        }
+        for index in 0..<32 {
+            pair.a.waitForSync(pair.a.write(file, noise(4096, UInt64(index + 10)), at: UInt64(index) * 20_000))
+        }
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 3)
+        pair.settle()
+        let sent = try #require(pair.wire).bytesToB
+        #expect(sent < 32 * 4096 * 13 / 10 + 32 * 400, "\(sent) bytes for 128 KiB of changes")
+        #expect(sent >= 32 * 4096)
+        #expect(pair.differences() == [])
+    }
+
+    @Test func aNewNodeGetsEverythingByComparison() throws {
+        let pair = try Pair(prepare: NodeTests.fill)
+        pair.serve(pair.a, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        pair.settle()
+        #expect(pair.differences() == [])
+        #expect(pair.b.call { $0.link.isIncomplete } == false)
+        #expect(pair.b.isMerged)
+        #expect(occupied("\(pair.b.configuration.backing)/sparse") < 1 << 20, "holes stay holes")
+        // And it goes on as an ordinary mirror.
+        let file = pair.a.create("later", in: pair.a.file("dir"))
+        pair.a.waitForSync(pair.a.write(file, noise(9_000, 9), at: 100))
+        pair.settle()
+        #expect(pair.differences() == [])
+    }
+
+    @Test func aSeededNodeCostsReadingNotSending() throws {
+        let pair = try Pair(prepare: NodeTests.fill) { root in
+            NodeTests.fill(root)
+            // A copy that has aged: one block, one length, one file too many, one missing, one of another type.
+            put("\(root)/dir/data", noise(10, 99), at: 1_000_000)
+            put("\(root)/dir/deep/deeper/odd", noise(5_000, 98), at: 100_001)
+            put("\(root)/dir/stray", noise(50_000, 97))
+            put("\(root)/sparse", noise(30_000, 96), at: 100 << 20)
+            precondition(unlink("\(root)/pipe") == 0)
+            put("\(root)/pipe", noise(100, 95))
+            precondition(unlink("\(root)/nothing") == 0)
+        }
+        pair.serve(pair.a, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        pair.settle()
+        #expect(pair.differences() == [])
+        let sent = try #require(pair.wire).bytesToB
+        #expect(sent < 600_000, "\(sent) bytes sent, 3 MB are equal")
+        #expect(occupied("\(pair.b.configuration.backing)/sparse") < 1 << 20, "what is a hole there is one here")
+    }
+
+    @Test func failure15WritesDuringAComparisonStayOnBoth() throws {
+        let pair = try Pair(prepare: { root in
+            NodeTests.fill(root)
+            put("\(root)/hot", noise(8 << 20, 5))
+        })
+        let a = pair.a
+        pair.serve(a, epoch: 2)
+        let hot = a.file("hot")
+        let data = a.file("dir/data")
+        let directory = a.file("dir")
+        let deep = a.file("dir/deep")
+        pair.connect()
+        var round: UInt64 = 0
+        // Never stops until the other node is ready to be added.
+        while !a.isCaughtUp, round < 20_000 {
+            round += 1
+            a.write(hot, noise(3_000, round), at: round % 700 * 11_000)
+            a.write(data, noise(500, round), at: round % 40 * 70_000)
+            if round % 50 == 0 {
+                let made = a.create("made-\(round)", in: directory)
+                a.write(made, noise(20_000, round), at: 0)
+                a.log(
+                    .rename(
+                        file: made, parent: directory, name: Array("made-\(round)".utf8), newParent: deep,
+                        newName: Array("moved-\(round)".utf8), exchange: false, replaced: .none,
+                        replacedWasLast: false))
+            }
+            if round % 70 == 0 {
+                a.log(
+                    .allocate(file: hot, mode: ContentPiece.punchHole, offset: round % 100 * 65_536, length: 50_000))
+            }
+            if round == 20 {
+                // A whole subtree moves into a directory that may have been shown already.
+                a.log(
+                    .rename(
+                        file: deep, parent: directory, name: Array("deep".utf8), newParent: .root,
+                        newName: Array("deep".utf8), exchange: false, replaced: .none, replacedWasLast: false))
+            }
+        }
+        #expect(a.isCaughtUp, "the comparison ends although the application never stops writing")
+        pair.admit(to: a, epoch: 2)
+        pair.settle()
+        #expect(pair.differences() == [])
+        #expect(a.problems == [] && pair.b.problems == [])
+    }
+
+    @Test func failure13ABrokenComparisonLeavesTheNodeIncompleteUntilOneIsDone() throws {
+        let pair = try Pair(prepare: { root in
+            NodeTests.fill(root)
+            put("\(root)/big", noise(24 << 20, 5))
+        })
+        pair.serve(pair.a, epoch: 2)
+        pair.connect()
+        pair.b.wait("overwritten in part") { $0.log.applied - $0.journal.checkpointSeq > 20 || $0.log.core.last.rawValue > 40 }
+        pair.cut()
+        #expect(pair.b.call { $0.link.isIncomplete })
+        // It dies as well: what is on its disk still says so.
+        pair.b.stop()
+        try pair.b.start()
+        #expect(pair.b.call { $0.link.isIncomplete })
+        #expect(!pair.b.isMerged)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        pair.settle()
+        #expect(pair.differences() == [])
+        pair.cut()
+        pair.b.stop()
+        try pair.b.start()
+        #expect(pair.b.call { $0.link.isIncomplete } == false)
+    }
+
+    @Test func failure11ARecordTheOtherNodeNeverGotIsGoneFromBoth() throws {
+        let pair = try Pair()
+        pair.serve(pair.a, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        let file = pair.a.create("file")
+        pair.a.waitForSync(pair.a.write(file, noise(5_000, 1), at: 0))
+        pair.settle()
+        pair.cut()
+        let lost = pair.a.write(file, noise(5_000, 2), at: 0)
+        pair.a.wait("on its own disk") { $0.log.core.ownDurable >= lost }
+        #expect(pair.a.call { $0.log.core.levels.memory } < lost, "never acknowledged")
+        pair.a.stop()
+        // B takes over, A comes back.
+        pair.serve(pair.b, epoch: 3)
+        let kept = pair.b.write(file, noise(100, 3), at: 4_000)
+        pair.b.waitForSync(kept)
+        try pair.a.start()
+        #expect(pair.a.call { $0.log.core.last } >= lost)
+        pair.connect()
+        pair.admit(to: pair.b, epoch: 3)
+        pair.settle()
+        #expect(pair.differences() == [])
+        #expect(pair.a.call { $0.journal.epochs.starts } == pair.b.call { $0.journal.epochs.starts })
+    }
+
+    @Test func failure16ARestartedNodeCountsOnlyForWhatItsDiskHolds() throws {
+        let pair = try Pair()
+        pair.serve(pair.a, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        let file = pair.a.create("file")
+        let last = pair.a.write(file, noise(5_000, 1), at: 0)
+        pair.a.waitForSync(last)
+        pair.cut()
+        pair.b.stop()
+        let more = pair.a.write(file, noise(5_000, 2), at: 0)
+        pair.a.wait("on its own disk") { $0.log.core.ownDurable >= more }
+        #expect(pair.a.call { $0.log.core.levels.disk } == last)
+        try pair.b.start()
+        let held = pair.b.call { $0.log.core.ownDurable }
+        #expect(held >= last && held < more)
+        pair.connect()
+        pair.a.waitForSync(more)
+        #expect(pair.b.call { $0.log.core.ownDurable } >= more)
+        pair.settle()
+        #expect(pair.differences() == [])
+    }
+}

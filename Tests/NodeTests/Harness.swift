@@ -1,0 +1,351 @@
+import Configuration
+import Format
+import Glibc
+import Logging
+import Quorum
+import Ring
+import Synchronization
+
+@testable import Journal
+@testable import Node
+@testable import Tree
+
+/// Two data planes in one process: real journals, real plain files, each on its own data thread, joined by a wire that
+/// can be cut. What the control side decides, the test decides. No FUSE: changes go to the log as the mirrored directory
+/// would put them.
+final class Pair {
+    let scratch: Scratch
+    let nodes: [TestNode]
+    let mirror: MirrorID
+    private(set) var wire: Wire?
+
+    var a: TestNode { nodes[0] }
+    var b: TestNode { nodes[1] }
+
+    /// - Parameters:
+    ///   - prepare: fills the first node's files before the mirror exists.
+    ///   - seed: fills the other node's.
+    init(prepare: ((String) throws -> Void)? = nil, seed: ((String) throws -> Void)? = nil) throws {
+        scratch = Scratch()
+        let path = scratch.path
+        let configurations = try ["a", "b"].map { try Pair.configuration(path, $0) }
+        for configuration in configurations { makeDirectories(configuration.backing) }
+        try prepare?(configurations[0].backing)
+        try seed?(configurations[1].backing)
+        mirror = try NodePreparation.first(configurations[0], node: .a, logger: quiet)
+        try NodePreparation.join(configurations[1], node: .b, logger: quiet)
+        try NodePreparation.makeJournal(
+            configurations[1], node: .b, mirror: mirror, isIncomplete: seed != nil, logger: quiet)
+        nodes = [TestNode(.a, configurations[0], mirror), TestNode(.b, configurations[1], mirror)]
+        try a.start()
+        try b.start()
+    }
+
+    deinit {
+        cut()
+        a.stop()
+        b.stop()
+    }
+
+    private static func configuration(_ path: String, _ node: String) throws -> MirrorConfiguration {
+        try MirrorConfiguration.parse(
+            """
+            name = "test"
+            path = "\(path)/\(node)/path"
+            backing = "\(path)/\(node)/backing"
+            state = "\(path)/\(node)/state"
+            [[node]]
+            name = "a"
+            address = "10.0.9.11:7400"
+            [[node]]
+            name = "b"
+            address = "10.0.9.12:7400"
+            [witness]
+            address = "10.0.9.13:7401"
+            [journal]
+            sizeMebibytes = 64
+            """, file: "test.toml")
+    }
+
+    /// Connects the two; an earlier wire is cut.
+    func connect() {
+        cut()
+        let wire = Wire(a, b)
+        self.wire = wire
+        wire.start()
+    }
+
+    /// From here on nothing arrives any more.
+    func cut() {
+        wire?.cut()
+        wire = nil
+    }
+
+    /// The first node serves alone.
+    func serve(_ node: TestNode, epoch: UInt32) {
+        let decision = Decision(
+            sequence: UInt64(epoch), epoch: Epoch(rawValue: epoch), primary: node.id, inSync: NodeSet(node.id))
+        node.call { plane in
+            plane.setLease(until: .max)
+            plane.setPolicy(
+                AckPolicy(possible: [AckRequirement(inSync: NodeSet(node.id), ownDisk: true)], flushFirst: false),
+                token: 0)
+            plane.serve(decision, .complete)
+        }
+        node.wait("open") { plane in if case .open = plane.phase { true } else { false } }
+    }
+
+    /// Waits until the primary says that the other one may be added, then adds it.
+    func admit(to primary: TestNode, epoch: UInt32) {
+        primary.wait("caught up", seconds: 60) { _ in primary.isCaughtUp }
+        let decision = Decision(
+            sequence: UInt64(epoch) + 100, epoch: Epoch(rawValue: epoch), primary: primary.id, inSync: .both)
+        primary.call { plane in
+            plane.setPolicy(
+                AckPolicy(possible: [AckRequirement(inSync: .both, ownDisk: false)], flushFirst: false), token: 1)
+            plane.inSyncChanged(decision)
+        }
+    }
+
+    /// Everything logged is in the plain files of both.
+    func settle() {
+        let primary = a.call { $0.log.role == .primary } ? a : b
+        let other = primary === a ? b : a
+        let last = primary.call { $0.log.lastSeq }
+        primary.wait("applied") { $0.log.applied >= last }
+        other.wait("applied on the other node") { $0.log.applied >= last && $0.resync == nil }
+    }
+
+    /// What differs between the two trees; empty if they are equal byte by byte, with all attributes.
+    func differences() -> [String] {
+        let left = snapshot(a.configuration.backing)
+        let right = snapshot(b.configuration.backing)
+        var found: [String] = []
+        for name in Set(left.keys).union(right.keys).sorted() where left[name] != right[name] {
+            found.append("\(name): \(left[name] ?? "missing") | \(right[name] ?? "missing")")
+        }
+        return found
+    }
+}
+
+/// One node: its data thread, and the plane on it.
+final class TestNode: @unchecked Sendable {
+    // Sendable because `plane` is used on the data thread only, or after it has ended.
+    let id: NodeID
+    let configuration: MirrorConfiguration
+    let mirror: MirrorID
+    private(set) var thread: ReactorThread!
+    private var plane: DataPlane?
+    private let reports = Mutex<[String]>([])
+    private let caughtUp = Mutex(false)
+    private let merged = Mutex(false)
+
+    init(_ id: NodeID, _ configuration: MirrorConfiguration, _ mirror: MirrorID) {
+        self.id = id
+        self.configuration = configuration
+        self.mirror = mirror
+    }
+
+    var isCaughtUp: Bool { caughtUp.withLock { $0 } }
+    var isMerged: Bool { merged.withLock { $0 } }
+    var problems: [String] { reports.withLock { $0 } }
+
+    func start() throws {
+        caughtUp.withLock { $0 = false }
+        merged.withLock { $0 = false }
+        thread = try ReactorThread(name: "data-\(id)", engine: .auto, logger: quiet) { [self] reactor in
+            let (plane, _) = try DataPlane.start(
+                node: id, configuration: configuration, mirror: mirror, reactor: reactor,
+                logger: testLogger(id)
+            ) { [self] report in
+                switch report {
+                case .member(.peerCaughtUp(let value)): caughtUp.withLock { $0 = value }
+                case .member(.merged): merged.withLock { $0 = true }
+                case .broken(let text): reports.withLock { $0.append(text) }
+                default: return
+                }
+            }
+            plane.mount = { _ in nil }
+            self.plane = plane
+        }
+    }
+
+    /// Ends as a killed process does: nothing is flushed, nothing is said.
+    func stop() {
+        guard thread != nil else { return }
+        thread.stop()
+        thread.join()
+        thread = nil
+        plane?.workers.shutdown()
+        plane?.tree.cache.removeAll()
+        plane = nil
+    }
+
+    func call<Value: Sendable>(_ work: @escaping @Sendable (DataPlane) -> Value) -> Value {
+        guard let value = thread.call({ [self] in work(plane!) }) else { fatalError("the data thread has ended") }
+        return value
+    }
+
+    func post(_ work: @escaping @Sendable (DataPlane) -> Void) {
+        thread?.post { [self] in if let plane { work(plane) } }
+    }
+
+    /// Waits until `condition` holds; stops the test run if it never does.
+    func wait(_ what: String, seconds: Int = 30, _ condition: @escaping @Sendable (DataPlane) -> Bool) {
+        for _ in 0..<(seconds * 100) {
+            if call(condition) { return }
+            usleep(10_000)
+        }
+        let state = call { plane in
+            "\(plane.link.stageName) role \(plane.log.role) last \(plane.log.core.last) durable "
+                + "\(plane.log.core.ownDurable) committed \(plane.log.committed) applied \(plane.log.applied) "
+                + "follower \(String(describing: plane.log.core.follower)) resync "
+                + "\(String(describing: plane.resync?.progress))"
+        }
+        fatalError("node \(id): not \(what) after \(seconds) s: \(state); \(problems)")
+    }
+
+    // MARK: What the application does
+
+    /// Logs a change; returns its seq.
+    @discardableResult
+    func log(_ body: RecordBody) -> Seq {
+        call { $0.log.append(body, time: $0.log.wallClock()) }
+    }
+
+    func create(_ name: String, in parent: FileID = .root, mode: UInt32 = S_IFREG | 0o644) -> FileID {
+        let file = call { $0.log.allocateFileID() }
+        log(
+            .create(
+                file: file, parent: parent, name: Array(name.utf8),
+                attributes: FileAttributes(mode: mode, uid: 0, gid: 0), target: [], xattrs: []))
+        return file
+    }
+
+    @discardableResult
+    func write(_ file: FileID, _ bytes: [UInt8], at offset: UInt64) -> Seq {
+        while true {
+            let seq = call { plane -> Seq? in
+                guard let place = plane.log.payloadPlace() else { return nil }
+                place.copyBytes(from: bytes)
+                return plane.log.appendWrite(
+                    file: file, offset: offset, length: bytes.count, time: plane.log.wallClock())
+            }
+            if let seq { return seq }
+            usleep(1000)
+        }
+    }
+
+    /// The number of an object by its path below the root.
+    func file(_ path: String) -> FileID {
+        call { plane in
+            var found = FileID.root
+            for name in path.split(separator: "/") {
+                guard let status = try? plane.tree.lookup(parent: found, name: Array(name.utf8)) else { return .none }
+                found = status.file
+            }
+            return found
+        }
+    }
+
+    /// Until the application would have been told that it is on every in-sync disk.
+    func waitForSync(_ seq: Seq) { wait("acknowledged") { $0.log.core.levels.disk >= seq } }
+}
+
+/// A connection between two data threads. Everything passes through its wire form.
+final class Wire: @unchecked Sendable {
+    // Sendable because the ends are used on their own data threads only, and `isCut` is protected.
+    private let isCut = Mutex(false)
+    private let carried = Mutex((toA: 0, toB: 0))
+    fileprivate let ends: [WireEnd]
+    private let nodes: [TestNode]
+
+    init(_ a: TestNode, _ b: TestNode) {
+        nodes = [a, b]
+        ends = [WireEnd(), WireEnd()]
+        for index in 0...1 {
+            ends[index].wire = self
+            ends[index].index = index
+        }
+    }
+
+    func start() {
+        for index in 0...1 {
+            nodes[index].call { [ends] plane in
+                plane.link.connected(ends[index])
+                ends[index].isAttached = true
+                let early = ends[index].early
+                ends[index].early = []
+                for work in early { work(plane) }
+            }
+        }
+    }
+
+    func cut() {
+        guard isCut.withLock({ wasCut in defer { wasCut = true }; return !wasCut }) else { return }
+        for index in 0...1 where nodes[index].thread != nil {
+            nodes[index].call { [ends] plane in plane.link.disconnected(ends[index]) }
+        }
+    }
+
+    fileprivate func carry(from index: Int, bytes: Int, _ work: @escaping @Sendable (DataPlane) -> Void) {
+        guard !isCut.withLock({ $0 }) else { return }
+        carried.withLock { if index == 0 { $0.toB += bytes } else { $0.toA += bytes } }
+        nodes[1 - index].post { [self] plane in
+            guard !isCut.withLock({ $0 }) else { return }
+            let receiver = ends[1 - index]
+            if receiver.isAttached { work(plane) } else { receiver.early.append(work) }
+        }
+    }
+
+    /// Bytes sent to the second node.
+    var bytesToB: Int { carried.withLock { $0.toB } }
+
+    fileprivate func lost(_ index: Int) {
+        guard isCut.withLock({ wasCut in defer { wasCut = true }; return !wasCut }) else { return }
+        for node in 0...1 { nodes[node].post { [ends] plane in plane.link.disconnected(ends[node]) } }
+    }
+}
+
+final class WireEnd: DataConnection, @unchecked Sendable {
+    fileprivate unowned var wire: Wire!
+    fileprivate var index = 0
+    /// On the receiving thread: what came before this node knew of the connection.
+    fileprivate var isAttached = false
+    fileprivate var early: [@Sendable (DataPlane) -> Void] = []
+    var queuedBytes: Int { 0 }
+
+    func send(_ message: DataMessage) {
+        let bytes = message.encoded()
+        wire.carry(from: index, bytes: bytes.count + 48) { plane in
+            do {
+                plane.link.received(try DataMessage(decoding: bytes))
+            } catch {
+                fatalError("a message that cannot be read: \(error)")
+            }
+        }
+    }
+
+    func send(_ batch: Batch) {
+        var bytes: [UInt8] = []
+        for piece in batch.wirePieces { bytes += Array(piece) }
+        let header = batch.wireHeader
+        wire.carry(from: index, bytes: bytes.count + header.count + 48) { [bytes] plane in
+            do {
+                let incoming = Batch.Incoming(header: try BatchHeader(decoding: header), region: nil)
+                var rest = bytes[...]
+                incoming.recordBytes.copyBytes(from: rest.prefix(incoming.recordBytes.count))
+                rest = rest.dropFirst(incoming.recordBytes.count)
+                for place in try incoming.finishMeta() {
+                    place.copyBytes(from: rest.prefix(place.count))
+                    rest = rest.dropFirst(place.count)
+                }
+                plane.link.received(try incoming.finish())
+            } catch {
+                fatalError("a batch that cannot be read: \(error)")
+            }
+        }
+    }
+
+    func close(_ reason: String) { wire.lost(index) }
+}
