@@ -48,11 +48,13 @@ enum ResyncLimits {
     static let windowBytes: UInt64 = 4 << 20
     /// Bytes of one probe over a hole.
     static let holeWindowBytes = UInt64(blockBytes * Probe.blockLimit)
-    /// Probes under way at once, and what a follower keeps waiting at most.
-    static let probes = 8
-    static let waitingProbes = 64
+    /// Probes under way at once (each is answered after a flush on both nodes, so many small files go together), those
+    /// of one file, and what a follower keeps waiting at most.
+    static let probes = 64
+    static let probesOfFile = 8
+    static let waitingProbes = 128
     /// Files under way at once.
-    static let files = 16
+    static let files = 128
     /// Directories being read at once.
     static let directories = 2
     /// Blocking calls under way for a comparison at once: the application's have the other workers.

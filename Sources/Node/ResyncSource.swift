@@ -321,7 +321,11 @@ final class ResyncSource: ResyncSession {
         case .size: sendSize(task)
         case .data:
             if task.next < task.size {
-                if jobs < ResyncLimits.jobs, probes.count < ResyncLimits.probes { probe(task) }
+                if jobs < ResyncLimits.jobs, probes.count < ResyncLimits.probes,
+                    task.windows < ResyncLimits.probesOfFile
+                {
+                    probe(task)
+                }
             } else if task.windows == 0 {
                 task.stage = .attributes
                 sendAttributes(task)

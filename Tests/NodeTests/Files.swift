@@ -102,23 +102,32 @@ private func walk(_ path: String, _ name: String, _ visit: (String, String) -> V
     }
 }
 
+/// Of the content; holes and zeros are the same.
 private func fileHash(_ path: String) -> String {
     let fd = open(path, O_RDONLY)
     guard fd >= 0 else { return "unreadable" }
     defer { close(fd) }
     var hash: UInt32 = 0
-    var buffer = [UInt8](repeating: 0, count: 1 << 20)
-    while true {
-        let count = buffer.withUnsafeMutableBytes { read(fd, $0.baseAddress, $0.count) }
+    let chunk = 65_536
+    let zeros = [UInt8](repeating: 0, count: chunk)
+    var buffer = zeros
+    var position = lseek(fd, 0, SEEK_DATA)
+    while position >= 0 {
+        let start = position / chunk * chunk
+        buffer = zeros
+        let count = buffer.withUnsafeMutableBytes { pread(fd, $0.baseAddress, chunk, off_t(start)) }
         guard count > 0 else { break }
-        hash = crc32c(buffer[..<count], continuing: hash)
+        if memcmp(buffer, zeros, chunk) != 0 { hash = crc32c(Array("\(start)".utf8) + buffer, continuing: hash) }
+        position = lseek(fd, off_t(start + chunk), SEEK_DATA)
     }
     return String(hash, radix: 16)
 }
 
 private func linkTarget(_ path: String) -> String {
     var buffer = [UInt8](repeating: 0, count: 4096)
-    let count = buffer.withUnsafeMutableBytes { readlink(path, $0.baseAddress!.assumingMemoryBound(to: CChar.self), $0.count) }
+    let count = buffer.withUnsafeMutableBytes {
+        readlink(path, $0.baseAddress!.assumingMemoryBound(to: CChar.self), $0.count)
+    }
     return String(decoding: buffer.prefix(max(0, count)), as: UTF8.self)
 }
 
@@ -126,7 +135,9 @@ private func xattrs(_ path: String) -> [String] {
     var list = [CChar](repeating: 0, count: 65_536)
     let length = Int(clinux_listxattr(path, &list, list.count, 0))
     guard length > 0 else { return [] }
-    let names = list.prefix(length).split(separator: 0).map { String(decoding: $0.map(UInt8.init(bitPattern:)), as: UTF8.self) }
+    let names = list.prefix(length).split(separator: 0).map {
+        String(decoding: $0.map(UInt8.init(bitPattern:)), as: UTF8.self)
+    }
     return names.sorted().map { name in
         var value = [UInt8](repeating: 0, count: 65_536)
         let count = Int(clinux_getxattr(path, name, &value, value.count, 0))

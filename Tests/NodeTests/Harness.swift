@@ -25,7 +25,10 @@ final class Pair {
     /// - Parameters:
     ///   - prepare: fills the first node's files before the mirror exists.
     ///   - seed: fills the other node's.
-    init(prepare: ((String) throws -> Void)? = nil, seed: ((String) throws -> Void)? = nil) throws {
+    ///   - mounted: whether the primary opens the directory for real, with FUSE.
+    init(
+        mounted: Bool = false, prepare: ((String) throws -> Void)? = nil, seed: ((String) throws -> Void)? = nil
+    ) throws {
         scratch = Scratch()
         let path = scratch.path
         let configurations = try ["a", "b"].map { try Pair.configuration(path, $0) }
@@ -36,7 +39,10 @@ final class Pair {
         try NodePreparation.join(configurations[1], node: .b, logger: quiet)
         try NodePreparation.makeJournal(
             configurations[1], node: .b, mirror: mirror, isIncomplete: seed != nil, logger: quiet)
-        nodes = [TestNode(.a, configurations[0], mirror), TestNode(.b, configurations[1], mirror)]
+        nodes = [
+            TestNode(.a, configurations[0], mirror, mounted: mounted),
+            TestNode(.b, configurations[1], mirror, mounted: mounted),
+        ]
         try a.start()
         try b.start()
     }
@@ -134,13 +140,15 @@ final class TestNode: @unchecked Sendable {
     let id: NodeID
     let configuration: MirrorConfiguration
     let mirror: MirrorID
+    private let mounted: Bool
     private(set) var thread: ReactorThread!
     private var plane: DataPlane?
     private let reports = Mutex<[String]>([])
     private let caughtUp = Mutex(false)
     private let merged = Mutex(false)
 
-    init(_ id: NodeID, _ configuration: MirrorConfiguration, _ mirror: MirrorID) {
+    init(_ id: NodeID, _ configuration: MirrorConfiguration, _ mirror: MirrorID, mounted: Bool) {
+        self.mounted = mounted
         self.id = id
         self.configuration = configuration
         self.mirror = mirror
@@ -165,7 +173,7 @@ final class TestNode: @unchecked Sendable {
                 default: return
                 }
             }
-            plane.mount = { _ in nil }
+            if !mounted { plane.mount = { _ in nil } }
             self.plane = plane
         }
     }
@@ -173,6 +181,10 @@ final class TestNode: @unchecked Sendable {
     /// Ends as a killed process does: nothing is flushed, nothing is said.
     func stop() {
         guard thread != nil else { return }
+        if mounted {
+            call { $0.close(.stopped) }
+            wait("closed") { if case .idle = $0.phase { true } else { false } }
+        }
         thread.stop()
         thread.join()
         thread = nil
@@ -282,9 +294,17 @@ final class Wire: @unchecked Sendable {
     }
 
     func cut() {
-        guard isCut.withLock({ wasCut in defer { wasCut = true }; return !wasCut }) else { return }
+        guard markCut() else { return }
         for index in 0...1 where nodes[index].thread != nil {
             nodes[index].call { [ends] plane in plane.link.disconnected(ends[index]) }
+        }
+    }
+
+    /// - Returns: whether it was whole until now.
+    private func markCut() -> Bool {
+        isCut.withLock { isCut in
+            defer { isCut = true }
+            return !isCut
         }
     }
 
@@ -302,7 +322,7 @@ final class Wire: @unchecked Sendable {
     var bytesToB: Int { carried.withLock { $0.toB } }
 
     fileprivate func lost(_ index: Int) {
-        guard isCut.withLock({ wasCut in defer { wasCut = true }; return !wasCut }) else { return }
+        guard markCut() else { return }
         for node in 0...1 { nodes[node].post { [ends] plane in plane.link.disconnected(ends[node]) } }
     }
 }

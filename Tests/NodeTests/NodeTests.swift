@@ -1,3 +1,4 @@
+import CLinux
 import Format
 import Glibc
 import Quorum
@@ -106,42 +107,39 @@ import Testing
     }
 
     @Test func failure15WritesDuringAComparisonStayOnBoth() throws {
-        let pair = try Pair(prepare: { root in
-            NodeTests.fill(root)
-            put("\(root)/hot", noise(8 << 20, 5))
-        })
+        let pair = try Pair(
+            mounted: true,
+            prepare: { root in
+                NodeTests.fill(root)
+                put("\(root)/hot", noise(8 << 20, 5))
+            },
+            seed: { root in put("\(root)/hot", noise(8 << 20, 6)) })
         let a = pair.a
+        let root = a.configuration.path
         pair.serve(a, epoch: 2)
-        let hot = a.file("hot")
-        let data = a.file("dir/data")
-        let directory = a.file("dir")
-        let deep = a.file("dir/deep")
         pair.connect()
-        var round: UInt64 = 0
-        // Never stops until the other node is ready to be added.
-        while !a.isCaughtUp, round < 20_000 {
+        let fd = open("\(root)/hot", O_RDWR)
+        #expect(fd >= 0)
+        defer { close(fd) }
+        var round = 0
+        // Never stops until the other node is ready to be added, and overwrites, appends, cuts, punches, makes, moves,
+        // links and removes meanwhile.
+        while !a.isCaughtUp, round < 50_000 {
             round += 1
-            a.write(hot, noise(3_000, round), at: round % 700 * 11_000)
-            a.write(data, noise(500, round), at: round % 40 * 70_000)
-            if round % 50 == 0 {
-                let made = a.create("made-\(round)", in: directory)
-                a.write(made, noise(20_000, round), at: 0)
-                a.log(
-                    .rename(
-                        file: made, parent: directory, name: Array("made-\(round)".utf8), newParent: deep,
-                        newName: Array("moved-\(round)".utf8), exchange: false, replaced: .none,
-                        replacedWasLast: false))
-            }
-            if round % 70 == 0 {
-                a.log(
-                    .allocate(file: hot, mode: ContentPiece.punchHole, offset: round % 100 * 65_536, length: 50_000))
-            }
-            if round == 20 {
-                // A whole subtree moves into a directory that may have been shown already.
-                a.log(
-                    .rename(
-                        file: deep, parent: directory, name: Array("deep".utf8), newParent: .root,
-                        newName: Array("deep".utf8), exchange: false, replaced: .none, replacedWasLast: false))
+            let bytes = noise(3_000, UInt64(round))
+            #expect(
+                bytes.withUnsafeBytes { pwrite(fd, $0.baseAddress, $0.count, off_t(round % 700 * 11_000)) } == 3_000)
+            if round % 3 == 0 { put("\(root)/dir/data", noise(500, UInt64(round)), at: round % 40 * 70_000) }
+            if round % 11 == 0 { #expect(clinux_fallocate(fd, 3, UInt64(round % 100 * 65_536), 50_000) == 0) }
+            if round % 13 == 0 { #expect(truncate("\(root)/dir/deep/deeper/odd", off_t(round % 9 * 20_000)) == 0) }
+            if round % 20 == 0 { put("\(root)/dir/made-\(round)", bytes) }
+            if round % 40 == 0 { #expect(rename("\(root)/dir/made-\(round)", "\(root)/moved-\(round)") == 0) }
+            if round % 80 == 0 { #expect(link("\(root)/moved-\(round)", "\(root)/empty/linked-\(round)") == 0) }
+            if round % 160 == 0 { #expect(unlink("\(root)/moved-\(round)") == 0) }
+            if round == 4 { #expect(rename("\(root)/empty", "\(root)/dir/full") == 0) }
+            if round == 5 { #expect(rename("\(root)/dir/full", "\(root)/empty") == 0) }
+            if round % 30 == 0, round / 30 < 20 {
+                #expect(rename("\(root)/empty/file-\(round)", "\(root)/dir/file-\(round)") == 0)
             }
         }
         #expect(a.isCaughtUp, "the comparison ends although the application never stops writing")
@@ -158,7 +156,9 @@ import Testing
         })
         pair.serve(pair.a, epoch: 2)
         pair.connect()
-        pair.b.wait("overwritten in part") { $0.log.applied - $0.journal.checkpointSeq > 20 || $0.log.core.last.rawValue > 40 }
+        pair.b.wait("overwritten in part") {
+            $0.log.applied - $0.journal.checkpointSeq > 20 || $0.log.core.last.rawValue > 40
+        }
         pair.cut()
         #expect(pair.b.call { $0.link.isIncomplete })
         // It dies as well: what is on its disk still says so.
