@@ -168,7 +168,7 @@ final class ControlPlane {
             connections[voter]?.send(
                 message, epoch: member.state?.accepted.epoch ?? .none, mirror: member.state?.mirror ?? .none)
         case .setPolicy(let policy, let token): order { $0.setPolicy(policy, token: token) }
-        case .prepareToServe: break  // the link compares logs by the accepted decision: see `noteDecision`
+        case .prepareToServe(let decision): order { $0.prepareToServe(decision) }
         case .serve(let decision, let inheritance):
             noteTakeover(decision)
             order { $0.serve(decision, inheritance) }

@@ -144,6 +144,9 @@ final class DataPlane {
         }
     }
 
+    /// Recorded as primary, not open yet: from now on nobody is followed, and the other node has to cut to this log.
+    func prepareToServe(_ decision: Decision) { link.lead(in: decision.epoch) }
+
     func serve(_ decision: Decision, _ inheritance: Inheritance) {
         if inheritance == .unsyncedMayBeMissing {
             logger.critical(
@@ -220,6 +223,7 @@ final class DataPlane {
     func setDecision(_ decision: Decision?, ballot: [UInt64]) { link.decision = (decision, ballot) }
 
     func follow() {
+        link.stopLeading()
         if log.role == .primary { log.leavePrimary(failing: EIO) }
     }
 
@@ -260,6 +264,7 @@ final class DataPlane {
 
     private func closed(_ reason: Quorum.CloseReason) {
         log.leavePrimary(failing: EIO)
+        link.stopLeading()
         phase = .idle
         link.announce()
         report(.closed(reason))

@@ -164,6 +164,11 @@ final class MirrorLog {
         role = .following
     }
 
+    /// Follows nobody any more, and gives out no seqs yet.
+    func standAside() {
+        if role == .following { role = .idle }
+    }
+
     func setLease(until moment: UInt64) {
         leaseUntil = moment
         progress()

@@ -66,6 +66,8 @@ final class PeerLink {
     private var lastHeard: UInt64 = 0
     private var durableProgress: (seq: Seq, at: UInt64) = (.zero, 0)
     private var readingJournal = false
+    /// Set while this node is recorded as primary and does not serve yet.
+    private var leadingEpoch: Epoch?
     /// Answers of asynchronous work of an earlier connection are ignored.
     private var generation: UInt64 = 0
     private var lastAcknowledgement: Acknowledgement?
@@ -149,11 +151,20 @@ final class PeerLink {
 
     var state: LogState {
         LogState(
-            isServing: log.role == .primary, isIncomplete: isIncomplete, decision: decision.decision,
-            ballot: decision.ballot, lastSeq: log.core.last, lastChain: log.lastChain,
+            isServing: log.role == .primary || leadingEpoch != nil, isIncomplete: isIncomplete,
+            decision: decision.decision, ballot: decision.ballot, lastSeq: log.core.last, lastChain: log.lastChain,
             durableSeq: log.core.ownDurable, committedSeq: log.committed, oldestSeq: log.journal.oldestSeq,
             epochs: log.journal.epochs.starts)
     }
+
+    /// From now on this node sends: the other one has to cut to this log, which is then reported for `epoch`.
+    func lead(in epoch: Epoch) {
+        leadingEpoch = epoch
+        log.standAside()
+        announce()
+    }
+
+    func stopLeading() { leadingEpoch = nil }
 
     /// This node's log has changed meaning (it serves now, or no longer): tell, and plan anew.
     func announce() {
@@ -196,7 +207,7 @@ final class PeerLink {
         case .source(let common): beginCut(at: common)
         case .compare(let reason): beginComparison(reason)
         case .follow:
-            guard log.role != .primary else {
+            guard log.role != .primary, leadingEpoch == nil else {
                 stage = .waiting
                 return
             }
@@ -347,7 +358,11 @@ final class PeerLink {
         stage = .streaming
         log.followerStarted(at: seq)
         durableProgress = (seq, log.reactor.now)
-        if log.role == .primary { onFollows?(log.epoch) }
+        if log.role == .primary {
+            onFollows?(log.epoch)
+        } else if let leadingEpoch {
+            onFollows?(leadingEpoch)
+        }
         checkSilence()
         pump()
         checkMerged()
