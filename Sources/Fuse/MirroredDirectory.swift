@@ -1,4 +1,4 @@
-internal import Format
+public import Format
 internal import Glibc
 public import Logging
 public import Ring
@@ -231,6 +231,13 @@ public final class MirroredDirectory {
 
     func locked(_ request: FileLocks.Request, _ body: @escaping () -> Void) {
         if locks.tryAcquire(request) { body() } else { locks.wait(request, body) }
+    }
+
+    /// Holds back changes of a directory's names, as a reader of the directory does: when `body` runs, all that were
+    /// logged are applied, and none is logged until it calls its argument, once.
+    public func whileNamesRest(in directory: FileID, _ body: @escaping (_ release: @escaping () -> Void) -> Void) {
+        let request = FileLocks.Request(exclusive: [], shared: [directory])
+        locked(request) { [self] in body { [self] in unlock(request) } }
     }
 
     func unlock(_ request: FileLocks.Request) {

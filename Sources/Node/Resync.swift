@@ -35,7 +35,7 @@ import Tree
 // * A file's size goes first: behind the end there is a hole in both rooms from then on, so that a later extension shows
 //   zeros and not what an old copy had there.
 // * The directories come first, in quiet moments (no unapplied record of that directory, none logged while it was
-//   read). A rename or a link of an object that the follower does not know yet brings its directory back into the queue.
+//   read; if there is never one, the application's changes of its names wait for one reading). A rename or a link of an object that the follower does not know yet brings its directory back into the queue.
 //
 // If anything dies on the way, the follower's journal says "incomplete": its log state says so on the next connection,
 // and the comparison begins again; what was already made equal costs reading and hashes. Only after the follower's disk
@@ -55,6 +55,8 @@ enum ResyncLimits {
     static let waitingProbes = 128
     /// Files under way at once.
     static let files = 128
+    /// After so many tries without a quiet moment the names of a directory are held for one reading.
+    static let busyTries = 8
     /// Directories being read at once.
     static let directories = 2
     /// Blocking calls under way for a comparison at once: the application's have the other workers.

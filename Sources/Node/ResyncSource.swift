@@ -1,4 +1,5 @@
 import Format
+import Fuse
 import Glibc
 import Journal
 import Ring
@@ -48,6 +49,10 @@ final class ResyncSource: ResyncSession {
     private var directories: [FileID] = [.root]
     private var queuedDirectories: Set<FileID> = [.root]
     private var directoriesReading = 0
+    /// How often the directories in the queue were found busy.
+    private var busyDirectories: [FileID: Int] = [:]
+    /// Lets the application go on with the names of a directory.
+    private var heldNames: (() -> Void)?
     private var files: [Waiting] = []
     private var nextFile = 0
     private var tasks: [FileComparison] = []
@@ -97,6 +102,7 @@ final class ResyncSource: ResyncSession {
         isCancelled = true
         phase = .ended
         plane.log.onLogged = nil
+        releaseNames()
         tasks.removeAll()
         probes.removeAll()
         differing.removeAll()
@@ -256,28 +262,68 @@ final class ResyncSource: ResyncSession {
         while looked > 0, directoriesReading < ResyncLimits.directories, jobs < ResyncLimits.jobs, hasRoom {
             looked -= 1
             let directory = directories.removeFirst()
-            guard !touches.isTouched(directory, after: plane.log.applied) else {
-                directories.append(directory)
-                continue
-            }
-            directoriesReading += 1
-            read { tree throws(TreeError) in
-                try tree.imageOfDirectory(directory)
-            } then: { [self] result, since in
-                directoriesReading -= 1
-                switch result {
-                case .failure(let error):
-                    if isGone(error) { queuedDirectories.remove(directory) }
-                case .success(let parts):
-                    guard !touches.isTouched(directory, after: since), plane.log.hasRoomForImages else {
-                        directories.append(directory)
-                        return
-                    }
-                    queuedDirectories.remove(directory)
-                    image(parts)
+            if busyDirectories[directory, default: 0] >= ResyncLimits.busyTries, let mounted = plane.directory {
+                guard heldNames == nil else {
+                    directories.append(directory)
+                    continue
                 }
+                imageHeld(directory, mounted)
+            } else if touches.isTouched(directory, after: plane.log.applied) {
+                isBusy(directory)
+            } else {
+                directoriesReading += 1
+                imageNow(directory, namesRest: false) {}
             }
         }
+    }
+
+    private func isBusy(_ directory: FileID) {
+        busyDirectories[directory, default: 0] += 1
+        directories.append(directory)
+    }
+
+    /// The application never leaves this directory alone: its changes of names wait for one reading.
+    private func imageHeld(_ directory: FileID, _ mounted: MirroredDirectory) {
+        directoriesReading += 1
+        // A mark, so that one directory is held at a time; the lock may come later.
+        heldNames = {}
+        mounted.whileNamesRest(in: directory) { [weak self] release in
+            guard let self, !isCancelled else { return release() }
+            heldNames = release
+            imageNow(directory, namesRest: true) { [weak self] in self?.releaseNames() }
+        }
+    }
+
+    private func releaseNames() {
+        let release = heldNames
+        heldNames = nil
+        release?()
+    }
+
+    /// - Parameter namesRest: every change of its names is applied, though the watermark may lag behind.
+    private func imageNow(_ directory: FileID, namesRest: Bool, _ finished: @escaping () -> Void) {
+        let asked = plane.log.lastSeq
+        read { tree throws(TreeError) in
+            try tree.imageOfDirectory(directory)
+        } then: { [self] result, since in
+            directoriesReading -= 1
+            defer { finished() }
+            switch result {
+            case .failure(let error):
+                if isGone(error) { forgetQueued(directory) }
+            case .success(let parts):
+                guard !touches.isTouched(directory, after: namesRest ? asked : since),
+                    !touches.isTouched(directory, after: since, attributesOnly: true), plane.log.hasRoomForImages
+                else { return isBusy(directory) }
+                forgetQueued(directory)
+                image(parts)
+            }
+        }
+    }
+
+    private func forgetQueued(_ directory: FileID) {
+        queuedDirectories.remove(directory)
+        busyDirectories[directory] = nil
     }
 
     private func image(_ parts: [RecordBody]) {

@@ -42,8 +42,10 @@ struct TouchLog {
                 Touch(
                     seq: seq, file: file, start: bringsEnd ? attributes.size : 0, end: bringsEnd ? .max : 0,
                     changesAttributes: true))
+        case .setXattr(let file, _, _), .removeXattr(let file, _):
+            touches.append(Touch(seq: seq, file: file, changesAttributes: true))
         default:
-            for file in body.touched { touches.append(Touch(seq: seq, file: file, changesAttributes: true)) }
+            for file in body.touched { touches.append(Touch(seq: seq, file: file)) }
         }
     }
 

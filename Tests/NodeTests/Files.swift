@@ -111,14 +111,14 @@ private func fileHash(_ path: String) -> String {
     let chunk = 65_536
     let zeros = [UInt8](repeating: 0, count: chunk)
     var buffer = zeros
-    var position = lseek(fd, 0, SEEK_DATA)
+    var position = lseek(fd, 0, CLINUX_SEEK_DATA)
     while position >= 0 {
         let start = position / chunk * chunk
         buffer = zeros
         let count = buffer.withUnsafeMutableBytes { pread(fd, $0.baseAddress, chunk, off_t(start)) }
         guard count > 0 else { break }
         if memcmp(buffer, zeros, chunk) != 0 { hash = crc32c(Array("\(start)".utf8) + buffer, continuing: hash) }
-        position = lseek(fd, off_t(start + chunk), SEEK_DATA)
+        position = lseek(fd, off_t(start + chunk), CLINUX_SEEK_DATA)
     }
     return String(hash, radix: 16)
 }

@@ -1,7 +1,9 @@
 import CLinux
+import Dispatch
 import Format
 import Glibc
 import Quorum
+import Synchronization
 import Testing
 
 @testable import Journal
@@ -76,6 +78,7 @@ import Testing
         #expect(pair.differences() == [])
         #expect(pair.b.call { $0.link.isIncomplete } == false)
         #expect(pair.b.isMerged)
+        #expect(snapshot(pair.b.configuration.backing).count > 600)
         #expect(occupied("\(pair.b.configuration.backing)/sparse") < 1 << 20, "holes stay holes")
         // And it goes on as an ordinary mirror.
         let file = pair.a.create("later", in: pair.a.file("dir"))
@@ -143,6 +146,34 @@ import Testing
             }
         }
         #expect(a.isCaughtUp, "the comparison ends although the application never stops writing")
+        pair.admit(to: a, epoch: 2)
+        pair.settle()
+        #expect(pair.differences() == [])
+        #expect(a.problems == [] && pair.b.problems == [])
+    }
+
+    @Test func aDirectoryThatIsNeverQuietIsComparedAllTheSame() throws {
+        let pair = try Pair(
+            mounted: true, prepare: { root in for index in 0..<300 { put("\(root)/old-\(index)", noise(100, 1)) } })
+        let a = pair.a
+        let root = a.configuration.path
+        pair.serve(a, epoch: 2)
+        pair.connect()
+        // Several processes that make and remove files in one directory without a pause.
+        let stop = Mutex(false)
+        DispatchQueue.concurrentPerform(iterations: 5) { worker in
+            guard worker > 0 else {
+                for _ in 0..<3_000 where !a.isCaughtUp { usleep(10_000) }
+                return stop.withLock { $0 = true }
+            }
+            var round = 0
+            while !stop.withLock({ $0 }) {
+                round += 1
+                put("\(root)/new-\(worker)-\(round)", noise(50, UInt64(round)))
+                if round % 2 == 0 { unlink("\(root)/new-\(worker)-\(round)") }
+            }
+        }
+        #expect(a.isCaughtUp)
         pair.admit(to: a, epoch: 2)
         pair.settle()
         #expect(pair.differences() == [])
