@@ -161,7 +161,7 @@ struct BatchSizes: Codable {
         let process = Process()
         process.executableURL = beside
         process.arguments =
-            ["--config", configuration] + (node.map { ["--node", $0] } ?? []) + ["status", "--json"]
+            ["status", "--json", "--config", configuration] + (node.map { ["--node", $0] } ?? [])
         let output = Pipe()
         process.standardOutput = output
         try process.run()
@@ -169,7 +169,7 @@ struct BatchSizes: Codable {
         process.waitUntilExit()
         let object = try? JSONSerialization.jsonObject(with: data) as? [String: Any]
         let log = object?["log"] as? [String: Any]
-        guard process.terminationStatus == 0, let counts = log?["batchesBySize"] as? [Int] else {
+        guard let counts = log?["batchesBySize"] as? [Int] else {
             throw BenchError("'lockstep status --json' for \(configuration) did not give the batch counters.")
         }
         self.init(Dictionary(uniqueKeysWithValues: counts.enumerated().map { ("\(1 << $0.offset)", $0.element) }))
