@@ -199,20 +199,28 @@ struct InodeTable {
         inode.lastSeq = seq
         inode.changes &+= 1
         inode.isStale = true
+        guard seq > applied else { return inode.dropApplied(applied) }
         guard !inode.isQueued else { return }
         inode.isQueued = true
         unapplied.append(inode)
     }
 
-    /// Every record up to `seq` is in the plain files.
+    /// Every record up to `seq` is in the plain files. Looks at some of the inodes that wait for that.
     mutating func advance(_ seq: Seq) {
         guard seq > applied else { return }
         applied = seq
-        var rest = min(unapplied.count - unappliedHead, InodeTable.appliedStep)
+        collect(InodeTable.appliedStep)
+    }
+
+    /// Looks at all inodes that wait for something to be applied, after the newest record has been.
+    mutating func collectAll() { collect(unapplied.count - unappliedHead) }
+
+    private mutating func collect(_ limit: Int) {
+        var rest = min(unapplied.count - unappliedHead, limit)
         while rest > 0 {
             let inode = unapplied[unappliedHead]
-            inode.dropApplied(seq)
-            if inode.lastSeq > seq {
+            inode.dropApplied(applied)
+            if inode.lastSeq > applied {
                 // Touched again since: to the end of the queue.
                 unapplied.append(inode)
             } else {

@@ -1,6 +1,7 @@
 internal import CLinux
 internal import Format
 internal import Glibc
+internal import Logging
 internal import Tree
 
 /// Files that are open and have no name any more. Their changes stay on this node: after a takeover nobody could open
@@ -14,6 +15,23 @@ extension MirroredDirectory {
             inodes.advance(inode.removalSeq)
             inode.isLocal = true
             whenServing(body)
+        }
+    }
+
+    /// The mount has gone and with it every handle: removed files that were open go too.
+    func releaseHolds() {
+        let held = inodes.all.filter { $0.isHeld }.map(\.file)
+        guard !held.isEmpty else { return }
+        let tree = tree
+        let logger = logger
+        pool.submit {
+            for file in held {
+                do throws(TreeError) {
+                    try tree.releaseHold(file)
+                } catch {
+                    logger.warning("the space of a removed file is not free until the next start: \(error)")
+                }
+            }
         }
     }
 

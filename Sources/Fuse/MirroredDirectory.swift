@@ -210,8 +210,10 @@ public final class MirroredDirectory {
     /// Keeps the table of unapplied records short: one question at a time, for the newest record.
     func watchApplied() {
         guard !isWatchingApplied, inodes.hasUnapplied else { return }
-        isWatchingApplied = true
         let target = log.lastSeq
+        // The newest record is applied: so is all that waits. No question, for its answer would come at once, and again.
+        guard target > inodes.applied else { return inodes.collectAll() }
+        isWatchingApplied = true
         log.when(target, .applied) { [weak self] outcome in
             guard let self else { return }
             isWatchingApplied = false
@@ -349,6 +351,7 @@ extension MirroredDirectory: FuseRequestHandler {
         state = .ended
         tally.requests = session?.requestCount ?? 0
         abandonAll(errno: nil)
+        releaseHolds()
         session = nil
         connection = nil
         log.onRoom = nil

@@ -142,3 +142,50 @@ private func request(_ opcode: UInt32, _ body: [UInt8]) -> [UInt8] {
         #expect(entries[1].type == "fuse.lockstep" && entries[1].source == "ledger")
     }
 }
+
+@Suite struct Inodes {
+    private func inode(_ number: UInt64) -> Inode {
+        Inode(new: FileID(rawValue: number), FileAttributes(mode: 0o100644, uid: 0, gid: 0), links: 1)
+    }
+
+    @Test func moreFilesThanOneStepTakesAreAllCleanInTheEnd() {
+        var table = InodeTable()
+        let count = 3 * InodeTable.appliedStep + 7
+        for number in 1...count {
+            let inode = inode(UInt64(number))
+            table.insert(inode)
+            inode.addPending(Seq(rawValue: UInt64(number)), 0, 10)
+            table.touch(inode, Seq(rawValue: UInt64(number)))
+        }
+        #expect(table.hasUnapplied)
+        table.advance(Seq(rawValue: UInt64(count)))
+        #expect(table.hasUnapplied)
+        table.collectAll()
+        #expect(!table.hasUnapplied)
+        #expect(table.all.allSatisfy { !$0.isQueued && !table.isDirty($0) && $0.pending.isEmpty })
+    }
+
+    @Test func idleInodesAreDroppedAndThoseInUseAreKept() {
+        var table = InodeTable()
+        let open = inode(1)
+        open.cachedHandles = 1
+        table.insert(open)
+        for number in 2...(2 * InodeTable.idleMax) { table.insert(inode(UInt64(number))) }
+        #expect(table.count <= InodeTable.idleMax + 64)
+        #expect(table[open.file] === open)
+    }
+
+    @Test func rangesAreBoundedAndNeverForgotten() {
+        let inode = inode(1)
+        for index in 0..<1000 {
+            inode.addPending(Seq(rawValue: UInt64(index + 1)), UInt64(index * 100), UInt64(index * 100 + 10))
+        }
+        #expect(inode.pending.count <= Inode.pendingRangesMax)
+        for index in 0..<1000 {
+            let start = UInt64(index * 100)
+            #expect(inode.pendingSeq(start, start + 10, applied: .zero) != nil)
+        }
+        inode.dropApplied(Seq(rawValue: 1000))
+        #expect(inode.pending.isEmpty)
+    }
+}
