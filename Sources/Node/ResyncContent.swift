@@ -1,0 +1,102 @@
+import Format
+import Glibc
+import Tree
+
+/// One file under comparison.
+final class FileComparison {
+    enum Stage { case size, data, attributes, done }
+    let file: FileID
+    var stage: Stage
+    /// Everything up to here is applied before the plain file is read; later records bring their own bytes.
+    var knownSince: Seq
+    var size: UInt64 = 0
+    var next: UInt64 = 0
+    /// Probes without an answer, and ranges that differ and have no image yet.
+    var windows = 0
+    var isBusy = false
+
+    init(_ file: FileID, isRegular: Bool, knownSince: Seq) {
+        self.file = file
+        self.knownSince = knownSince
+        stage = isRegular ? .size : .attributes
+    }
+}
+
+/// Content that was read and waits for its place in the order.
+final class ReadImage {
+    let task: FileComparison
+    var pieces: [ContentPiece]
+    let since: Seq
+    let ticket: UInt64
+    init(task: FileComparison, pieces: [ContentPiece], since: Seq, ticket: UInt64) {
+        self.task = task
+        self.pieces = pieces
+        self.since = since
+        self.ticket = ticket
+    }
+}
+
+/// Data or a hole.
+struct ContentPiece: Sendable {
+    /// FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    static let punchHole: UInt32 = 3
+    var start: UInt64
+    var end: UInt64
+    /// nil: a hole.
+    var bytes: [UInt8]?
+}
+
+extension PlainTree {
+    /// The next data from `offset` on; `UInt64.max` when only a hole, or nothing, follows.
+    func nextData(_ file: FileID, from offset: UInt64) throws(TreeError) -> UInt64 {
+        do throws(TreeError) {
+            return try seek(file, from: offset, toHole: false)
+        } catch {
+            guard error.code == ENXIO else { throw error }
+            return .max
+        }
+    }
+
+    /// Data and holes of a range, up to the end of the file or until `limit` bytes of data were read.
+    /// - Returns: the pieces, and where they end.
+    func content(
+        of file: FileID, in range: Range<UInt64>, limit: Int
+    ) throws(TreeError) -> (pieces: [ContentPiece], end: UInt64) {
+        let size = try status(of: file).attributes.size
+        let end = min(range.upperBound, size)
+        var pieces: [ContentPiece] = []
+        var position = range.lowerBound
+        var room = limit
+        while position < end {
+            let data = min(try nextData(file, from: position), end)
+            if data > position {
+                pieces.append(ContentPiece(start: position, end: data, bytes: nil))
+                position = data
+                continue
+            }
+            guard room > 0 else { return (pieces, position) }
+            let hole = try min(seek(file, from: position, toHole: true), end)
+            // Data that became a hole meanwhile: a record did it, and brings it.
+            guard hole > position else { continue }
+            var bytes = [UInt8](repeating: 0, count: Int(min(UInt64(room), hole - position)))
+            let wanted = bytes.count
+            let start = position
+            var failure: TreeError?
+            let count = unsafe bytes.withUnsafeMutableBytes { space in
+                do throws(TreeError) {
+                    return try unsafe read(file, at: start, into: space)
+                } catch {
+                    failure = error
+                    return 0
+                }
+            }
+            if let failure { throw failure }
+            guard count > 0 else { break }
+            if count < wanted { bytes.removeLast(wanted - count) }
+            pieces.append(ContentPiece(start: position, end: position + UInt64(count), bytes: bytes))
+            position += UInt64(count)
+            room -= count
+        }
+        return (pieces, range.upperBound)
+    }
+}
