@@ -59,7 +59,8 @@ let package = Package(
         .target(
             name: "CommandMain", dependencies: [arguments], path: "Tools/CommandMain", swiftSettings: common),
         .executableTarget(
-            name: "lockstepd", dependencies: ["Node", "Configuration", "CommandMain", arguments, log], swiftSettings: common),
+            name: "lockstepd", dependencies: ["Node", "Configuration", "CommandMain", arguments, log],
+            swiftSettings: common),
 
         .target(
             name: "WitnessCore",

@@ -58,9 +58,8 @@ final class MirrorLog {
 
     private var memoryWaiters = SeqQueue<(AckOutcome) -> Void>()
     private var diskWaiters = SeqQueue<(AckOutcome) -> Void>()
-    private var applyWaiters: [Seq: [(AckOutcome) -> Void]] = [:]
-    /// Records whose application finished while the lease was out: answered when it returns.
-    private var appliedWhileHeld: [(AckOutcome) -> Void] = []
+    /// Wait for the low watermark: a record counts as applied when every one before it is too.
+    private var applyWaiters = SeqQueue<(AckOutcome) -> Void>()
     /// The moment (boot clock, ns) until which this node may answer. Checked before every answer: a process that slept
     /// past it finds acknowledgements in its sockets and must not pass them on.
     private var leaseUntil: UInt64 = 0
@@ -101,7 +100,6 @@ final class MirrorLog {
         journal.onDurable = { [unowned self] seq in durableReached(seq) }
         journal.onFailure = { [unowned self] error in onFailure?(.journal(error)) }
         journal.onRoom = { [unowned self] in roomAppeared() }
-        applier.onApplied = { [unowned self] seq in recordApplied(seq) }
         applier.onWatermark = { [unowned self] seq in appliedReached(seq) }
         applier.onFailure = { [unowned self] seq, error in onFailure?(.apply(seq, "\(error)")) }
         reactor.beforeSleep { [unowned self] in ship() }
@@ -152,9 +150,7 @@ final class MirrorLog {
         recent.removeAll()
         recentBytes = 0
         let waiting =
-            memoryWaiters.removeAll() + diskWaiters.removeAll() + applyWaiters.values.flatMap { $0 } + appliedWhileHeld
-        applyWaiters.removeAll()
-        appliedWhileHeld.removeAll()
+            memoryWaiters.removeAll() + diskWaiters.removeAll() + applyWaiters.removeAll()
         for handler in waiting { handler(.failed(errno)) }
     }
 
@@ -353,25 +349,13 @@ final class MirrorLog {
         guard mayAnswer else { return }
         while let handler = diskWaiters.next(through: core.levels.disk) { handler(.done) }
         while let handler = memoryWaiters.next(through: core.levels.memory) { handler(.done) }
-        if !appliedWhileHeld.isEmpty {
-            let ready = appliedWhileHeld
-            appliedWhileHeld.removeAll()
-            for handler in ready { handler(.done) }
-        }
-    }
-
-    private func recordApplied(_ seq: Seq) {
-        guard let handlers = applyWaiters.removeValue(forKey: seq) else { return }
-        guard mayAnswer else {
-            appliedWhileHeld.append(contentsOf: handlers)
-            return
-        }
-        for handler in handlers { handler(.done) }
+        while let handler = applyWaiters.next(through: applied) { handler(.done) }
     }
 
     private func appliedReached(_ seq: Seq) {
         guard seq > applied else { return }
         applied = seq
+        answer()
         onProgress?()
         onRoom?()
     }
@@ -456,7 +440,7 @@ extension MirrorLog: ChangeLog {
             diskWaiters.insert(handler, at: seq)
         case .applied:
             if mayAnswer && seq <= applied { return handler(.done) }
-            applyWaiters[seq, default: []].append(handler)
+            applyWaiters.insert(handler, at: seq)
         }
     }
 
