@@ -11,6 +11,9 @@ public struct EpochStart: Sendable, Hashable {
 /// What a node's log holds: both nodes send theirs first on a data connection, and again when it changes meaning
 /// (serving begins, a merge ends).
 public struct LogState: Sendable, Hashable {
+    /// The sender has planned anew and wants to know what the other log holds now. The answer wants none itself, or two
+    /// nodes would answer each other for ever.
+    public var wantsAnswer = false
     /// The node serves: it holds the lease of the newest decision and gives out seqs.
     public var isServing: Bool
     /// A resynchronisation was begun and is not complete: the files are no state the application ever had.
@@ -219,6 +222,7 @@ extension ByteWriter {
         }
     }
     fileprivate mutating func put(_ state: LogState) {
+        put(state.wantsAnswer)
         put(state.isServing)
         put(state.isIncomplete)
         put(state.decision != nil)
@@ -265,6 +269,7 @@ extension ByteReader {
         return epochs
     }
     fileprivate mutating func getLogState() throws(DecodingError) -> LogState {
+        let wantsAnswer = try getBool()
         let isServing = try getBool()
         let isIncomplete = try getBool()
         let decision: Decision? = try getBool() ? try getDecision() : nil
@@ -272,10 +277,12 @@ extension ByteReader {
         guard parts <= 4 else { throw DecodingError("ballot of \(parts) parts", at: offset - 1) }
         var ballot: [UInt64] = []
         for _ in 0..<parts { ballot.append(try get(UInt64.self, "ballot")) }
-        return LogState(
+        var state = LogState(
             isServing: isServing, isIncomplete: isIncomplete, decision: decision, ballot: ballot,
             lastSeq: try getSeq(), lastChain: try get(UInt64.self, "chain"), durableSeq: try getSeq(),
             committedSeq: try getSeq(), oldestSeq: try getSeq(), epochs: try getEpochs())
+        state.wantsAnswer = wantsAnswer
+        return state
     }
     fileprivate mutating func getProbe() throws(DecodingError) -> Probe {
         let number = try get(UInt64.self, "number")

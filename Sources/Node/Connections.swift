@@ -165,7 +165,9 @@ final class DataChannel: DataConnection {
                 return unsafe []
             }
             var region: Arena.Region?
-            if header.payloadPages > 0 {
+            // Only a follower's batches go to the arena: a primary gathers its own there. A late one of an earlier
+            // session gets memory of its own, and is refused when it is complete.
+            if header.payloadPages > 0, link.stage == .following {
                 region = channel.region(pages: header.payloadPages)
                 if region == nil {
                     channel.stalled()

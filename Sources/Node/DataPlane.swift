@@ -43,6 +43,8 @@ final class DataPlane {
     }
 
     static let spaceCheckMilliseconds = 500
+    /// What is under way must be on both nodes within this time after the directory was closed.
+    static let drainNanoseconds: UInt64 = 30_000_000_000
     /// A checkpoint begins when so much of the journal lies behind the last one.
     static let checkpointFraction = 4
     static let checkpointIdleMilliseconds = 5_000
@@ -79,6 +81,7 @@ final class DataPlane {
     private var isAdmitting = false
     private var reportedCaughtUp = false
     private var draining = false
+    private var drainDeadline: UInt64 = 0
     private(set) var isBroken = false
     private(set) var isStopping = false
     /// The control side has said that there is no lease.
@@ -187,6 +190,7 @@ final class DataPlane {
         }
         logger.notice("\(decision)")
         peerIsAway()
+        link.sayFollows()
         advance()
     }
 
@@ -229,9 +233,12 @@ final class DataPlane {
 
     /// The application has been stopped: closes the directory, then waits until both nodes have everything.
     func drain() {
-        guard case .open(let decision) = phase else {
+        // A comparison would go on adding records.
+        resync?.cancel()
+        resync = nil
+        guard case .open = phase else {
             // Not open yet: nothing to drain but what is inherited.
-            draining = true
+            beginDraining()
             return advance()
         }
         guard let directory else { return }
@@ -240,11 +247,18 @@ final class DataPlane {
                 logger.error("\(failure); the service stays here")
                 return report(.member(.drainFailed))
             }
+            // The service may have been closed, or the set have changed, while the directory was being closed.
+            guard case .open(let now) = phase, self.directory === directory else { return }
             self.directory = nil
-            draining = true
-            phase = .opening(decision, epochStart: log.lastSeq)
+            beginDraining()
+            phase = .opening(now, epochStart: log.lastSeq)
             advance()
         }
+    }
+
+    private func beginDraining() {
+        draining = true
+        drainDeadline = reactor.now + DataPlane.drainNanoseconds
     }
 
     func close(_ reason: Quorum.CloseReason) {
@@ -275,17 +289,25 @@ final class DataPlane {
         isStopping = true
         resync?.cancel()
         resync = nil
+        link.shutDown("this node stops")
         finishCleanly(done)
     }
 
     /// Everything to the plain files and their disk, and the journal marked complete.
     private func finishCleanly(_ done: @escaping () -> Void) {
         guard !isBroken, !link.isIncomplete, log.role != .primary else { return done() }
-        guard log.core.ownDiskIsComplete, journal.batchesInFlight == 0, !checkpointRunning else {
+        guard log.core.ownDiskIsComplete, journal.batchesInFlight == 0, !checkpointRunning, !link.isCutting else {
             _ = reactor.after(milliseconds: 20) { [self] in finishCleanly(done) }
             return
         }
-        checkpoint { [self] _ in journal.markCleanStop(completion: done) }
+        checkpoint { [self] _ in
+            // The sync took its time; nothing may have come in meanwhile, and a cut may still be under way.
+            guard log.core.ownDiskIsComplete, journal.batchesInFlight == 0, !link.isCutting else {
+                _ = reactor.after(milliseconds: 20) { [self] in finishCleanly(done) }
+                return
+            }
+            journal.markCleanStop(completion: done)
+        }
     }
 
     // MARK: - Going on
@@ -414,6 +436,11 @@ final class DataPlane {
 
     private func tick() {
         link.tick()
+        if draining, reactor.now > drainDeadline {
+            draining = false
+            logger.error("the other node does not take what is under way; the service goes on here")
+            report(.member(.drainFailed))
+        }
         advance()
         resync?.tick()
         checkpointIfDue()
@@ -476,6 +503,8 @@ final class DataPlane {
         logger.critical("\(failure)")
         report(.broken("\(failure)"))
         report(.member(.ownDiskFailed))
+        // A follower that went on acknowledging would stay in sync with a copy that cannot be used.
+        link.shutDown("this node's disk failed: \(failure)")
     }
 }
 

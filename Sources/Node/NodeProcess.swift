@@ -124,6 +124,8 @@ public final class NodeProcess: @unchecked Sendable {
         try NodePreparation.makeJournal(
             configuration, node: node, mirror: mirror, isIncomplete: entries.contains { $0 != ".lockstep" },
             logger: logger)
+        // From now on a missing journal is a lost disk, not a preparation.
+        unsafe unlink(StateFiles.joining(configuration))
     }
 
     private func onData<Value: Sendable>(_ work: @escaping @Sendable (Reactor) throws -> Value) throws -> Value {
@@ -190,10 +192,9 @@ public final class NodeProcess: @unchecked Sendable {
                         MemberStart(
                             state: state, logComplete: summary?.isComplete ?? false,
                             lastEpoch: summary?.lastEpoch ?? .none, lastSeq: summary?.lastSeq ?? .zero))
-                    if let damage = summary?.damage {
-                        control.noteProblem(damage)
-                        control.feed(.ownDiskFailed)
-                    }
+                    // Not a failed disk for the member: the other node repairs the copy, and until then `serve` is
+                    // refused here.
+                    if let damage = summary?.damage { control.noteProblem(damage) }
                     try process.connectControl(reactor)
                     process.admin = try AdminServer(process: process, reactor: reactor, logger: logger)
                 }
@@ -343,7 +344,8 @@ public final class NodeProcess: @unchecked Sendable {
     }
 
     private func attachData(_ detached: DetachedConnection, peerSession: UInt64) {
-        guard let plane else { return }  // Not ready yet: it closes, and the other side dials again.
+        // Not ready yet, or no more: it closes, and the other side dials again.
+        guard let plane, !plane.isStopping else { return }
         let connection = detached.attach(to: plane.reactor, logger: logger)
         useData(connection, plane, peerSession: peerSession)
     }

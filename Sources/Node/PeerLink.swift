@@ -68,6 +68,11 @@ final class PeerLink {
     private var readingJournal = false
     /// Set while this node is recorded as primary and does not serve yet.
     private var leadingEpoch: Epoch?
+    private var isClosed = false
+    /// A cut is being made durable: no new session before it is.
+    private(set) var isCutting = false
+    private var waitingConnection: (any DataConnection)?
+    private var waitingState: LogState?
     /// Answers of asynchronous work of an earlier connection are ignored.
     private var generation: UInt64 = 0
     private var lastAcknowledgement: Acknowledgement?
@@ -114,6 +119,13 @@ final class PeerLink {
     // MARK: - Connection
 
     func connected(_ new: any DataConnection) {
+        guard !isClosed else { return new.close("this node takes part no more") }
+        // A cut that is being made durable must be over before anyone is told what this log holds.
+        guard !isCutting else {
+            waitingConnection?.close("replaced by a newer connection")
+            waitingConnection = new
+            return
+        }
         if let old = connection { old.close("replaced by a newer connection") }
         reset()
         connection = new
@@ -123,6 +135,7 @@ final class PeerLink {
     }
 
     func disconnected(_ gone: any DataConnection) {
+        if gone === waitingConnection { waitingConnection = nil }
         guard gone === connection else { return }
         reset()
         checkSilence()
@@ -141,8 +154,20 @@ final class PeerLink {
         log.followerLost()
     }
 
-    private func fail(_ reason: String) {
+    /// Ends the session because of a fault; the next connection starts anew.
+    func fail(_ reason: String) {
         logger.error("data connection closed: \(reason)")
+        let old = connection
+        reset()
+        old?.close(reason)
+        checkSilence()
+    }
+
+    /// No session any more: this node stops, or its disk failed.
+    func shutDown(_ reason: String) {
+        isClosed = true
+        waitingConnection?.close(reason)
+        waitingConnection = nil
         let old = connection
         reset()
         old?.close(reason)
@@ -166,11 +191,55 @@ final class PeerLink {
 
     func stopLeading() { leadingEpoch = nil }
 
-    /// This node's log has changed meaning (it serves now, or no longer): tell, and plan anew.
+    /// This node's log has changed meaning (it serves now, or no longer): both sides tell what they hold now, and plan
+    /// anew. What the other one said before is worth nothing: its log has gone on since.
     func announce() {
         guard let connection else { return }
-        connection.send(.logState(state))
-        if theirs != nil { plan() }
+        endSession()
+        stage = .greeting
+        if !isCutting { ask(connection) }
+    }
+
+    private func ask(_ connection: any DataConnection) {
+        var mine = state
+        mine.wantsAnswer = true
+        connection.send(.logState(mine))
+    }
+
+    private func endSession() {
+        generation += 1
+        onSessionEnd?()
+        theirs = nil
+        readingJournal = false
+        lastAcknowledgement = nil
+        log.followerLost()
+    }
+
+    private func told(_ state: LogState) {
+        guard !isCutting else {
+            waitingState = state
+            return
+        }
+        endSession()
+        if state.wantsAnswer { connection?.send(.logState(self.state)) }
+        theirs = state
+        plan()
+    }
+
+    private func cutEnded() {
+        isCutting = false
+        if let next = waitingConnection {
+            waitingConnection = nil
+            waitingState = nil
+            return connected(next)
+        }
+        guard let connection else { return }
+        // Announced meanwhile, here or there: what waits can be said now.
+        if stage == .greeting { ask(connection) }
+        if let state = waitingState {
+            waitingState = nil
+            told(state)
+        }
     }
 
     var stageName: String {
@@ -197,10 +266,6 @@ final class PeerLink {
     private func plan() {
         guard let theirs else { return }
         generation += 1
-        onSessionEnd?()
-        readingJournal = false
-        log.followerLost()
-        lastAcknowledgement = nil
         let plan = SyncPlan.make(me: node, mine: state, theirs: theirs)
         logger.debug("data session planned", metadata: ["plan": "\(plan)"])
         switch plan {
@@ -253,9 +318,7 @@ final class PeerLink {
     func received(_ message: DataMessage) {
         heard()
         switch message {
-        case .logState(let state):
-            theirs = state
-            plan()
+        case .logState(let state): told(state)
         case .cut(let seq, let chain): cut(to: seq, chain: chain)
         case .cutDone(let seq):
             guard stage == .cutting(seq) else { return refuse() }
@@ -296,7 +359,8 @@ final class PeerLink {
     // MARK: - Follower
 
     private func cut(to seq: Seq, chain: UInt64) {
-        guard stage == .awaitingCut, let connection else { return refuse() }
+        // In a session that flows already, a second cut is the result of two announcements that crossed.
+        guard stage == .awaitingCut || stage == .following, !isCutting, let connection else { return refuse() }
         guard seq <= log.core.last, seq >= log.committed else {
             return fail("told to cut to record \(seq), but \(log.committed) to \(log.core.last) is what may be cut")
         }
@@ -315,12 +379,15 @@ final class PeerLink {
         logger.notice("cutting unconfirmed records \(seq.next) to \(log.core.last)")
         log.dropQueued(above: seq)
         whenDurable(seq, expected) { [self] in
+            isCutting = true
             do {
                 try log.journal.cut(to: seq) { [self] in
                     log.wasCut(to: seq, chain: chain)
                     done()
+                    cutEnded()
                 }
             } catch {
+                isCutting = false
                 fail("cannot cut the journal to record \(seq): \(error)")
             }
         }
@@ -358,14 +425,21 @@ final class PeerLink {
         stage = .streaming
         log.followerStarted(at: seq)
         durableProgress = (seq, log.reactor.now)
+        sayFollows()
+        checkSilence()
+        pump()
+        checkMerged()
+    }
+
+    /// The other node follows this log in the epoch of now. Said again after a silence and after a change of the epoch:
+    /// the control side counts only that.
+    func sayFollows() {
+        guard stage == .streaming else { return }
         if log.role == .primary {
             onFollows?(log.epoch)
         } else if let leadingEpoch {
             onFollows?(leadingEpoch)
         }
-        checkSilence()
-        pump()
-        checkMerged()
     }
 
     private var peerFreeJournalBytes: UInt64 = .max
@@ -432,7 +506,10 @@ final class PeerLink {
             case .failure(let error):
                 // Overwritten while it was read, if the journal no longer lists it; else it is really damaged.
                 guard log.journal.plan(from: seq, limitBytes: 1) == nil else {
-                    return fail("cannot read record \(seq) from the journal: \(error)")
+                    // The plain files here hold what the record did: they are compared instead.
+                    logger.error("cannot read record \(seq) from the journal: \(error)")
+                    log.followerLost()
+                    return beginComparison(.journalTooShort(common: seq.previous, oldest: log.journal.oldestSeq))
                 }
                 pump()
             }
@@ -493,6 +570,7 @@ final class PeerLink {
         } else if isSilent {
             isSilent = false
             onBack?()
+            sayFollows()
         }
     }
 

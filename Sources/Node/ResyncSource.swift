@@ -252,6 +252,7 @@ final class ResyncSource: ResyncSession {
         plane.logger.error(
             "the comparison of the files stops: \(error); it is tried again with the next connection")
         cancel()
+        plane.link.fail("the comparison of the files broke off")
         return true
     }
 

@@ -166,7 +166,8 @@ extension Member {
         if possible != [decision.inSync] {
             putInForce([decision.inSync], flushFirst: false, then: nil, effects: &effects)
         }
-        guard let before, before.inSync != decision.inSync else { return }
+        // The epoch too: an addition in doubt that is given up leaves the set as it was, in a new epoch.
+        guard let before, before.inSync != decision.inSync || before.epoch != decision.epoch else { return }
         if decision.inSync.isOnly(node) {
             noteLoss()
             if case .opening = mode { return }
