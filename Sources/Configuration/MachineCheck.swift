@@ -147,6 +147,8 @@ public struct MachineCheck {
         }
         // A mount there must not be touched: one whose daemon hangs would hang this check as well.
         if let mount = mounts.at(path) {
+            // The guard: the read-only directory that stands there while this node does not serve.
+            if mount.source.hasPrefix("lockstep-guard:") { return found }
             let isOurs = mount.type.hasPrefix("fuse")
             found.append(
                 isOurs
@@ -228,11 +230,12 @@ public struct MachineCheck {
                     "its file system gives no file handles"
                         + (handles < 0 ? " (\(systemError(-handles)))" : ""), "Use ext4, xfs or btrfs"))
         }
-        if mode & 0o077 != 0 {
+        let parent = "/" + backing.split(separator: "/").dropLast().joined(separator: "/")
+        if mode & 0o077 != 0, (fileMode(parent) ?? 0) & 0o077 != 0 {
             found.append(
                 finding(
                     .warning, "backing", "other users than root can enter it, and could change files past the mirror",
-                    "chmod 700 \(backing)"))
+                    "Make the directory above it root's alone (its own mode is that of path): chmod 700 \(parent)"))
         }
         return found
     }

@@ -7,6 +7,8 @@ struct Mounts {
         var point: String
         var type: String
         var isReadOnly: Bool
+        /// The device, or whatever name the one who mounted it gave.
+        var source = ""
     }
     /// In the order in which they were mounted: of two on one point, the later hides the earlier.
     let all: [Mount]
@@ -19,7 +21,8 @@ struct Mounts {
             guard let dash = fields.firstIndex(of: "-"), dash >= 6, dash + 3 < fields.count else { return nil }
             let options = fields[5].split(separator: ",") + fields[dash + 3].split(separator: ",")
             return Mount(
-                point: Self.unescaped(fields[4]), type: String(fields[dash + 1]), isReadOnly: options.contains("ro"))
+                point: Self.unescaped(fields[4]), type: String(fields[dash + 1]), isReadOnly: options.contains("ro"),
+                source: Self.unescaped(fields[dash + 2]))
         }
     }
 

@@ -52,6 +52,9 @@ final class ControlPlane {
     private(set) var problem = ""
     private(set) var application = (state: Service.ApplicationState.none, message: "")
     private(set) var lastTakeover: NodeStatus.Takeover?
+    /// Since this node served last, or started, the other one was seen as primary.
+    private var otherWasPrimary = false
+    private var hasServed = false
     private var lastRefusal: (text: String, at: UInt64)?
 
     // Set by the node.
@@ -297,6 +300,7 @@ final class ControlPlane {
     private func roleChanged(_ state: RoleState) {
         let before = role
         role = state
+        if state.decision?.primary == node.peer { otherWasPrimary = true }
         if before?.role != state.role || before?.reason != state.reason {
             logger.notice("role \(state.role.rawValue)", metadata: ["reason": "\(state.reason)"])
         }
@@ -332,11 +336,9 @@ final class ControlPlane {
     private func noteTakeover(_ decision: Decision) {
         let peer = configuration.node(node.peer).name
         let reason =
-            switch role?.decision?.primary {
-            case .some(let primary) where primary != node: "took over from \(peer)"
-            case .some: "started to serve again"
-            case nil: "started to serve"
-            }
+            otherWasPrimary ? "took over from \(peer)" : hasServed ? "started to serve again" : "started to serve"
+        otherWasPrimary = false
+        hasServed = true
         let formatter = ISO8601DateFormatter()
         let takeover = NodeStatus.Takeover(
             time: formatter.string(from: Date()), epoch: decision.epoch.rawValue, reason: reason)

@@ -199,16 +199,19 @@ public final class Building: Sendable {
     /// Kills all that runs in the rooms and removes all that was made. Safe to call twice; never throws: what cannot be
     /// removed now is removed by the next run's sweep.
     public func close() {
-        let first = state.withLock { state in
-            defer { state.isClosed = true }
-            return !state.isClosed
+        // A second caller waits for the first: the process must not end in the middle of it.
+        closing.withLock { isDone in
+            guard !isDone else { return }
+            isDone = true
+            state.withLock { $0.isClosed = true }
+            let rooms = state.withLock { $0.rooms }
+            for room in rooms { room.reapAfterKill() }
+            demolish(identifier, directory: directory)
+            for room in rooms { room.reapAfterKill() }
+            let identifier = self.identifier
+            Building.open.withLock { open in open.buildings.removeAll { $0.identifier == identifier } }
         }
-        guard first else { return }
-        let rooms = state.withLock { $0.rooms }
-        for room in rooms { room.reapAfterKill() }
-        demolish(identifier, directory: directory)
-        for room in rooms { room.reapAfterKill() }
-        let identifier = self.identifier
-        Building.open.withLock { open in open.buildings.removeAll { $0.identifier == identifier } }
     }
+
+    private let closing = Mutex(false)
 }

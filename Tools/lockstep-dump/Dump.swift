@@ -86,6 +86,7 @@ struct Dump: ParsableCommand {
         do {
             return try JournalReader(path: journal)
         } catch {
+            if error.code == .notFound { throw ValidationError("\(error)") }
             guard error.code == .system(EINVAL) else { throw error }
             return try JournalReader(path: journal, direct: false)
         }

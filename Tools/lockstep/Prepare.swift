@@ -76,7 +76,7 @@ struct Adopt: ParsableCommand {
                     + "with `cp -a`, and compare before you remove the originals")
         }
         try? files.createDirectory(atPath: configuration.path, withIntermediateDirectories: true)
-        print("\(directory) is now \(backing); next: lockstep --config \(options.config) init --first")
+        print("\(directory) is now \(backing); next: lockstep init --first --config \(options.config)")
     }
 }
 
