@@ -9,26 +9,25 @@ import Transport
 final class ControlChannel: ControlConnection {
     private let connection: Connection
     private let session: UInt64
-    /// Messages of a foreign mirror or an old session, refused.
-    private(set) var refused: UInt64 = 0
 
     /// - Parameters:
     ///   - mirror: this side's identity now; `.none` while it has none.
     ///   - peerSession: what the other side's hello said: messages of another session are not its.
+    ///   - onRefused: a message of a foreign mirror or an old session came, and was not looked at.
     init(
         _ connection: Connection, session: UInt64, peerSession: UInt64, mirror: @escaping () -> MirrorID,
-        logger: Logger, onMessage: @escaping (QuorumMessage) -> Void, onClosed: @escaping (ControlChannel) -> Void
+        logger: Logger, onMessage: @escaping (QuorumMessage) -> Void, onRefused: @escaping () -> Void,
+        onClosed: @escaping (ControlChannel) -> Void
     ) {
         self.connection = connection
         self.session = session
         connection.onFrame = { [weak self] header, body in
-            guard let self else { return }
+            guard self != nil else { return }
             let own = mirror()
             // A voter without an identity (empty, or asking an empty one) has `.none` there.
             let isOurs = header.mirror == own || header.mirror == .none || own == .none
             guard header.type == .quorum, isOurs, header.session == peerSession else {
-                refused += 1
-                return
+                return onRefused()
             }
             do {
                 onMessage(try QuorumMessage(decoding: body[...]))
@@ -59,7 +58,6 @@ final class DataChannel: DataConnection {
     private let log: MirrorLog
     private let arena: Arena
     private var stalledSink = false
-    private(set) var refused: UInt64 = 0
 
     init(
         _ connection: Connection, session: UInt64, peerSession: UInt64, log: MirrorLog, link: PeerLink,
@@ -72,15 +70,15 @@ final class DataChannel: DataConnection {
         let mirror = log.journal.mirror
         connection.receiveDirectly([.batch]) { [unowned self] header throws(DecodingError) in
             guard header.mirror == mirror, header.session == peerSession else {
+                link.noteRefused()
                 throw DecodingError("a batch of another mirror or session", at: 16)
             }
             return BatchSink(channel: self, link: link, bodyLength: header.bodyLength)
         }
         connection.onFrame = { [weak self] header, body in
-            guard let self else { return }
+            guard self != nil else { return }
             guard header.type == .data, header.mirror == mirror, header.session == peerSession else {
-                refused += 1
-                return
+                return link.noteRefused()
             }
             do {
                 link.received(try DataMessage(decoding: body))

@@ -2,6 +2,7 @@ import Configuration
 import Format
 import Foundation
 import Glibc
+import Journal
 import Quorum
 
 /// What the data thread contributes to the status.
@@ -37,11 +38,21 @@ extension DataPlane {
                 records: log.statistics.records, payloadBytes: log.statistics.payloadBytes,
                 batchesBySize: log.statistics.batchesBySize),
             resync: back,
-            statements: journal.superblock.statements.map { statement in
-                let date = Date(timeIntervalSince1970: Double(statement.time) / 1e9)
-                return "\(ISO8601DateFormatter().string(from: date)): \(statement.kind), epoch \(statement.epoch)"
-            },
+            statements: journal.superblock.statements.map { words($0) },
             isComplete: !link.isIncomplete)
+    }
+
+    private func words(_ statement: PermanentStatement) -> String {
+        let date = ISO8601DateFormatter().string(from: Date(timeIntervalSince1970: Double(statement.time) / 1e9))
+        let peer = configuration.node(node.peer).name
+        let place = "(epoch \(statement.epoch), record \(statement.seq))"
+        switch statement.kind {
+        case .loneRestart:
+            return "\(date): restarted and served without \(peer) \(place): writes before this moment that were "
+                + "acknowledged and never fsynced may be missing"
+        case .forcedPromotion:
+            return "\(date): promoted by force \(place): what \(peer) had acknowledged and this node lacked is missing"
+        }
     }
 }
 
@@ -56,6 +67,8 @@ extension NodeProcess {
             NodeID.allCases.filter { set.contains($0) }.map { configuration.node($0).name }
         }
         let inSync = decision?.inSync == .both
+        var peer = facts?.peer ?? emptyPeer
+        peer.refusedMessages += refusedControlMessages
         let remaining = control.leaseUntil > now ? Int((control.leaseUntil - now) / 1_000_000) : nil
         return NodeStatus(
             mirror: configuration.name, mirrorID: "\(control.member.state?.mirror ?? .none)",
@@ -66,7 +79,7 @@ extension NodeProcess {
             inSyncNodes: decision.map { names($0.inSync) } ?? [],
             primary: decision.map { configuration.node($0.primary).name }, epoch: decision?.epoch.rawValue ?? 0,
             decision: decision?.sequence ?? 0, mode: configuration.mode.rawValue, path: configuration.path,
-            leaseRemainingMilliseconds: remaining, peer: facts?.peer ?? emptyPeer, witness: witness(control, now),
+            leaseRemainingMilliseconds: remaining, peer: peer, witness: witness(control, now),
             addresses: configuration.addresses.map {
                 NodeStatus.Address(address: $0.text, held: control.addressesHeld)
             },

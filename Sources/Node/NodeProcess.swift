@@ -43,6 +43,8 @@ public final class NodeProcess: @unchecked Sendable {
     private var dialers: [Dialer] = []
     private var admin: AdminServer?
     private var stopWaiters: [() -> Void] = []
+    /// Messages of decisions and leases that came in the name of another mirror or session.
+    private(set) var refusedControlMessages: UInt64 = 0
     // Confined to the data thread.
     private var plane: DataPlane?
     private var dataDialer: Dialer?
@@ -308,6 +310,7 @@ public final class NodeProcess: @unchecked Sendable {
             connection, session: session, peerSession: greeting.hello.session,
             mirror: { [unowned self] in control.member.state?.mirror ?? .none }, logger: logger,
             onMessage: { [unowned self] message in control.received(message, from: voter) },
+            onRefused: { [unowned self] in refusedControlMessages += 1 },
             onClosed: { [unowned self] channel in control.disconnected(voter, channel) })
         logger.info("control connection to \(connection.remote) is up", metadata: ["voter": "\(voter)"])
         control.connected(voter, channel)

@@ -351,6 +351,8 @@ final class PeerLink {
     }
 
     private func refuse() { refusedMessages += 1 }
+    /// The connection refused one: it was not of this mirror or session.
+    func noteRefused() { refusedMessages += 1 }
 
     private func heard() {
         lastHeard = log.reactor.now
