@@ -32,8 +32,20 @@ enum Harness {
             do {
                 try body(cluster)
             } catch {
-                throw RoomsError("\(error)\n\(cluster.describe())")
+                let words = "\(error)\n\(cluster.describe(lines: 40))"
+                keepLogs(of: cluster)
+                throw RoomsError(words)
             }
+        }
+    }
+
+    /// For whoever looks for the cause: all logs of a failed test, where LOCKSTEP_TEST_LOGS says.
+    private static func keepLogs(of cluster: Cluster) {
+        guard let place = ProcessInfo.processInfo.environment["LOCKSTEP_TEST_LOGS"] else { return }
+        for room in cluster.building.rooms {
+            let target = "\(place)/\(cluster.building.identifier)/\(room.name)"
+            try? FileManager.default.createDirectory(atPath: target, withIntermediateDirectories: true)
+            _ = try? succeedOnHost(["cp", "-a", room.directory + "/logs/.", target])
         }
     }
 
@@ -71,20 +83,22 @@ struct HarnessClient {
         }
     }
 
-    /// Stops the client, and records an issue for every acknowledged transfer that is missing and if money is.
-    func stopAndVerify(sourceLocation: SourceLocation = #_sourceLocation) throws {
+    /// Stops the client, and throws if an acknowledged transfer is missing or money is.
+    func stopAndVerify() throws {
         try process.stop()
         let result = try cluster.verify(acknowledged: service.file)
-        #expect(result.acknowledged > 0, sourceLocation: sourceLocation)
-        #expect(result.missing == 0, "missing: \(result.firstMissing)", sourceLocation: sourceLocation)
-        #expect(result.balanceConserved, "the sum is \(result.sum)", sourceLocation: sourceLocation)
+        guard result.acknowledged > 0, result.missing == 0, result.balanceConserved else {
+            throw RoomsError(
+                "Of \(result.acknowledged) acknowledged transfers \(result.missing) are missing "
+                    + "(\(result.firstMissing)); the sum is \(result.sum) of \(result.expectedSum).")
+        }
     }
 }
 
 extension Cluster {
-    /// Waits until the plain files of both rooms are identical, and records the differences if they do not become so.
+    /// Waits until the plain files of both rooms are identical, and throws the differences if they do not become so.
     /// Nobody should be writing; the wait is for what is still being applied.
-    func expectIdenticalTrees(within seconds: Double = 20, sourceLocation: SourceLocation = #_sourceLocation) throws {
+    func expectIdenticalTrees(within seconds: Double = 20) throws {
         let end = bootSeconds() + seconds
         while true {
             // Something may vanish between being listed and being read; then look again.
@@ -92,8 +106,7 @@ extension Cluster {
             if case .success(let trees) = trees, trees.isIdentical { return }
             if bootSeconds() > end {
                 let differences = try trees.get().differences
-                #expect(differences.isEmpty, sourceLocation: sourceLocation)
-                return
+                throw RoomsError("The plain files differ: \(differences.joined(separator: "; "))")
             }
             usleep(200_000)
         }

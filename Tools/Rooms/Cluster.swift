@@ -105,11 +105,16 @@ public final class Cluster: Sendable {
     // MARK: Starting and stopping
 
     /// Witness, identities and both daemons; returns when the first node serves and the second is in sync.
-    public func start(within seconds: Double = 60) throws {
-        try startWitness()
+    ///
+    /// - Parameter environment: added to the environment of the daemon in each room.
+    public func start(
+        within seconds: Double = 60, environment: (Room) -> [String: String] = { _ in [:] }
+    ) throws {
+        try startWitness(environment: environment(witness))
         try lockstep(alpha, ["init", "--first"])
         try lockstep(beta, ["init"])
-        let started = try [startDaemon(alpha), startDaemon(beta), witnessProcess].compactMap { $0 }
+        var started = try nodes.map { try startDaemon($0, environment: environment($0.room)) }
+        if let witnessProcess { started.append(witnessProcess) }
         try waitUntilInSync(within: seconds) {
             for process in started {
                 guard let status = process.exitStatus else { continue }
@@ -118,17 +123,20 @@ public final class Cluster: Sendable {
         }
     }
 
-    public func startWitness() throws {
+    /// - Parameter environment: added to the daemon's environment.
+    public func startWitness(environment: [String: String] = [:]) throws {
         let process = try witness.start(
-            [Cluster.programs + "/lockstep-witness", "--config", "/etc/lockstep/witness.toml"], as: "witness")
+            [Cluster.programs + "/lockstep-witness", "--config", "/etc/lockstep/witness.toml"], as: "witness",
+            environment: environment)
         daemons.withLock { $0.witness = process }
     }
 
+    /// - Parameter environment: added to the daemon's environment.
     @discardableResult
-    public func startDaemon(_ node: ClusterNode) throws -> RoomProcess {
+    public func startDaemon(_ node: ClusterNode, environment: [String: String] = [:]) throws -> RoomProcess {
         let process = try node.room.start(
             [Cluster.programs + "/lockstepd", "--config", Cluster.configurationFile, "--node", node.name],
-            as: "lockstepd")
+            as: "lockstepd", environment: environment)
         daemons.withLock { $0.nodes[node.name] = process }
         return process
     }
@@ -185,15 +193,15 @@ public final class Cluster: Sendable {
         }
     }
 
-    /// Both nodes' status and the ends of their logs: for messages about something that did not come.
-    public func describe() -> String {
+    /// Both nodes' status and the ends of all logs: for messages about something that did not come.
+    public func describe(lines: Int = 15) -> String {
         nodes.map { node in
             """
 
             \(node.name): \(status(node)?.text ?? "gives no status")
-            \(daemon(node)?.logTail(lines: 15) ?? "has no daemon")
+            \(daemon(node)?.logTail(lines: lines) ?? "has no daemon")
             """
-        }.joined()
+        }.joined() + "\nwitness: " + (witnessProcess?.logTail(lines: lines) ?? "has no daemon")
     }
 
     /// The nodes whose kernel answers for the virtual addresses now.

@@ -8,6 +8,23 @@ public struct NodeStatus: Sendable {
     public var epoch: Int
     /// green, orange or red.
     public var color: String
+    /// Why it has that role, in one word: none, behind, waitingForMerge, leaseLost, …
+    public var reason: String
+    /// The mirror's identity, 32 hexadecimal digits.
+    public var mirrorID: String
+    /// The number of the last recorded decision that the node knows.
+    public var decision: Int
+    /// Statements that stay for good: what may be missing.
+    public var statements: [String]
+    /// What is broken on this node; empty when nothing is.
+    public var problem: String
+    /// What the connection to the other node is doing, and how many messages were refused on it.
+    public var peerStage: String
+    public var refusedMessages: Int
+    /// answering, silent, nameTaken, …
+    public var witnessState: String
+    /// ISO 8601, by the node's own clock.
+    public var lastTakeoverTime: String?
     /// What the node says to people about its role.
     public var explanation: String
     /// Records that the other node does not have on its disk; nil when unknown.
@@ -39,6 +56,15 @@ public struct NodeStatus: Sendable {
         self.isInSync = isInSync
         epoch = integer("epoch") ?? 0
         color = value("color") as? String ?? ""
+        reason = value("reason") as? String ?? ""
+        mirrorID = value("mirrorID") as? String ?? ""
+        decision = integer("decision") ?? 0
+        statements = value("statements") as? [String] ?? []
+        problem = value("problem") as? String ?? ""
+        peerStage = value("peer.stage") as? String ?? ""
+        refusedMessages = integer("peer.refusedMessages") ?? 0
+        witnessState = value("witness.state") as? String ?? ""
+        lastTakeoverTime = value("lastTakeover.time") as? String
         explanation = value("explanation") as? String ?? ""
         behindRecords = integer("peer.behindRecords")
         let addresses = value("addresses") as? [[String: Any]] ?? []

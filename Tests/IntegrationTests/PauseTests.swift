@@ -1,0 +1,188 @@
+//  Time itself fails: a machine stands still, two nodes want the same thing at one moment, a wall clock jumps. Lines 4, 7
+//  and 28 of the table of failures.
+import Foundation
+import Rooms
+import Testing
+
+extension WholeSystem {
+    @Suite struct PauseTests {
+        /// The orders in which two proposals meet are enumerated with the simulator; here real processes meet, at moments
+        /// around the end of the voters' grants, when both may ask.
+        @Test func failure04GoingAloneAndTakingOverAtOneMomentHaveOneWinner() throws {
+            try Harness.withCluster(configure: Small.configuration) { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                // Grants (4 s) run out while the primary's daemon hangs and the rooms do not hear each other: when it wakes
+                // it must ask to go alone, and the other one asks to take over.
+                for seconds in [3.6, 4.0, 4.4] {
+                    let primary = try #require(cluster.serving())
+                    try cluster.building.cut(between: cluster.alpha.room, and: cluster.beta.room)
+                    let daemon = try #require(cluster.daemon(primary))
+                    daemon.pause()
+                    usleep(useconds_t(seconds * 1e6))
+                    daemon.resume()
+                    // Who lost stands by, or is frozen: it hears nobody who tells it more than that its lease is gone.
+                    try waitUntil("exactly one node serves alone, the other does not", within: Small.stepSecondsMax) {
+                        let roles = cluster.nodes.map { cluster.status($0)?.role }
+                        return roles.filter { $0 == "ALONE" }.count == 1
+                            && roles.contains { $0 == "WAIT" || $0 == "FROZEN" }
+                    }
+                    let winner = try #require(cluster.serving())
+                    try cluster.watchThatDoesNotServe(cluster.other(than: winner), for: 2)
+                    try client.waitForTransfers(within: Small.stepSecondsMax)
+                    try cluster.building.restoreAll()
+                    try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                    try guardian.check()
+                }
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
+        @Test func failure07PausedPrimaryWakesDeposedAcknowledgesNothingAndFollows() throws {
+            try Harness.withCluster(configure: Small.configuration) { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let alpha = cluster.alpha.room
+                let writer = try LineWriter(cluster, on: cluster.alpha)
+                let asleep = bootSeconds()
+                alpha.pauseAll()
+                // No process of the room can do anything: the kernel itself lets the address go.
+                try waitUntil("the kernel has dropped alpha's address", within: 8) {
+                    alpha.addresses().isDisjoint(with: [Cluster.virtualAddress, Cluster.virtualAddress6])
+                }
+                // The voters' grant (4 s) and the address's lifetime are over; room for a loaded machine is in the bound.
+                try cluster.waitUntilServing(cluster.beta, within: Small.stepSecondsMax)
+                try client.waitForTransfers(within: Small.stepSecondsMax)
+                let rest = asleep + 8 - bootSeconds()
+                if rest > 0 { usleep(useconds_t(rest * 1e6)) }
+
+                // One answer may have been on its way to the writer when the room fell asleep.
+                let noted = writer.count
+                alpha.resumeAll()
+                try cluster.waitFor(cluster.alpha, "steps down and follows") { $0.role == "SECOND" && $0.isInSync }
+                try #require(writer.count <= noted + 1, "writes were acknowledged after the deposition")
+                writer.process.signal(SIGKILL)
+                try #require(cluster.serving()?.name == "beta")
+                try #require(cluster.addressHolders().map(\.name) == ["beta"])
+                try cluster.expectWellAfterwards(client, guardian)
+                for node in cluster.nodes { try writer.expectAllLines(on: node) }
+            }
+        }
+
+        /// The clock of this machine must not be set, and namespaces do not cover CLOCK_REALTIME. So each daemon gets a wall
+        /// clock of its own from a library that stands before the C library (`clock_gettime`, `gettimeofday`, `time`) and
+        /// adds an offset that the test changes while they run. Swift's and Foundation's clocks go through these functions;
+        /// that the jump is seen is checked by what the nodes write with it. What the kernel itself does by the wall clock
+        /// (file times) is not covered. That the decisions read no clock at all is the shape of `Quorum` and `Replication`:
+        /// they are given the time, which the simulator makes up.
+        @Test func failure28JumpsOfTheWallClockChangeNothing() throws {
+            try Harness.withRooms(configure: Small.configuration) { cluster in
+                let clocks = try WallClocks(directory: cluster.building.directory)
+                try cluster.start { clocks.environment(in: $0) }
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let epoch = try #require(cluster.status(cluster.alpha)).epoch
+
+                let hour = 3600
+                let jumps: [(room: Room, seconds: Int)] = [
+                    (cluster.alpha.room, hour), (cluster.beta.room, -hour), (cluster.witness, hour),
+                    (cluster.alpha.room, -hour), (cluster.beta.room, hour), (cluster.witness, -hour),
+                ]
+                let begin = bootSeconds()
+                for jump in jumps {
+                    try clocks.set(jump.room, offset: jump.seconds)
+                    // A lease (2 s) would run out, were it measured by that clock.
+                    try client.waitForTransfers(since: bootSeconds() + 2.2, within: Small.stepSecondsMax)
+                    for node in cluster.nodes {
+                        let status = try #require(cluster.status(node))
+                        try #require(status.epoch == epoch && status.isInSync, "\(node.name): \(status.explanation)")
+                    }
+                }
+                try #require(
+                    client.service.longestPause(from: begin, to: bootSeconds()) < 1.5, "the service stood still")
+                try #require(cluster.status(cluster.alpha)?.role == "PRIM")
+
+                // A takeover by an hour's difference is as quick as any.
+                let lost = bootSeconds()
+                try cluster.lose(cluster.alpha)
+                try cluster.waitUntilServing(cluster.beta, within: Small.stepSecondsMax)
+                try client.waitForTransfers(within: Small.stepSecondsMax)
+                try #require(client.service.longestPause(from: lost, to: bootSeconds()) < 20)
+                // Beta notes the takeover by its wall clock: an hour ahead, so the jumps were real.
+                let noted = try #require(cluster.status(cluster.beta)?.lastTakeoverTime)
+                let difference = try Date(noted, strategy: .iso8601).timeIntervalSinceNow
+                try #require(abs(difference - Double(hour)) < 120, "beta's clock did not jump: \(noted)")
+
+                try clocks.set(cluster.alpha.room, offset: 0)
+                try cluster.bringBack(cluster.alpha)
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+    }
+}
+
+/// Wall clocks of single processes.
+private struct WallClocks {
+    private let directory: String
+    private var library: String { directory + "/wall-clock.so" }
+
+    /// Builds the library with the C compiler that belongs to the Swift toolchain.
+    init(directory: String) throws {
+        self.directory = directory
+        let source = directory + "/wall-clock.c"
+        try Data(
+            """
+            #define _GNU_SOURCE
+            #include <fcntl.h>
+            #include <stdlib.h>
+            #include <sys/mman.h>
+            #include <sys/syscall.h>
+            #include <sys/time.h>
+            #include <time.h>
+            #include <unistd.h>
+            static volatile long long *offset;
+            __attribute__((constructor)) static void prepare(void) {
+                int file = open(getenv("WALL_CLOCK_OFFSET"), O_RDONLY | O_CLOEXEC);
+                offset = mmap(0, 8, PROT_READ, MAP_SHARED, file, 0);
+                if (offset == MAP_FAILED) abort();
+                close(file);
+            }
+            int clock_gettime(clockid_t clock, struct timespec *time) {
+                int result = syscall(SYS_clock_gettime, clock, time);
+                if (result == 0 && offset && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+                    time->tv_sec += *offset;
+                return result;
+            }
+            int gettimeofday(struct timeval *time, void *zone) {
+                int result = syscall(SYS_gettimeofday, time, zone);
+                if (result == 0 && time && offset) time->tv_sec += *offset;
+                return result;
+            }
+            time_t time(time_t *place) {
+                struct timespec now;
+                clock_gettime(CLOCK_REALTIME, &now);
+                if (place) *place = now.tv_sec;
+                return now.tv_sec;
+            }
+
+            """.utf8
+        ).write(to: URL(fileURLWithPath: source))
+        try succeedOnHost(["clang", "-shared", "-fPIC", "-O1", "-o", library, source])
+    }
+
+    private func file(_ room: Room) -> String { "\(directory)/wall-clock-\(room.name)" }
+
+    /// For a process in that room, which begins with the right time.
+    func environment(in room: Room) -> [String: String] {
+        _ = FileManager.default.createFile(atPath: file(room), contents: Data(count: 8))
+        return ["LD_PRELOAD": library, "WALL_CLOCK_OFFSET": file(room)]
+    }
+
+    /// The clock of that room's processes jumps, while they run.
+    func set(_ room: Room, offset seconds: Int) throws {
+        let descriptor = open(file(room), O_WRONLY)
+        defer { close(descriptor) }
+        var value = Int64(seconds)
+        guard pwrite(descriptor, &value, 8, 0) == 8 else { throw RoomsError("Cannot write \(file(room)).") }
+    }
+}
