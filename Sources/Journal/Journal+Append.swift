@@ -185,6 +185,14 @@ extension Journal {
 
     func headerBlock(of entry: IndexEntry) -> Int { layout.headerBlock(forBody: layout.bodyOffset(entry.address)) }
 
+    /// Writes the entries that wait, if nothing is in flight: called when the journal has been idle for a moment.
+    public func listIdle() {
+        guard !hasFailed, exclusive == nil, inFlight.isEmpty else { return }
+        isListingIdle = true
+        listIfDue()
+        isListingIdle = false
+    }
+
     /// Writes the entries of durable batches that have none: at once when nothing else is to be written, otherwise when
     /// enough have gathered. While the journal is damaged it writes none: the blocks hold entries of the batches behind
     /// the damage, which are the proof that something is missing.
@@ -194,9 +202,10 @@ extension Journal {
         let to = index.position(ofFirstAbove: durableSeq)
         guard to > from else { return }
         let waiting = index[to - 1].end - index[from].address
-        guard inFlight.isEmpty || to - from >= JournalLimits.listBatches || waiting >= JournalLimits.listBytes else {
-            return
-        }
+        guard
+            listsWhenIdle && inFlight.isEmpty || isListingIdle || to - from >= JournalLimits.listBatches
+                || waiting >= JournalLimits.listBytes
+        else { return }
         var blocks: [Int] = []
         for position in from..<to {
             let block = headerBlock(of: index[position])

@@ -99,6 +99,12 @@ public final class Journal {
     /// Waits until nothing is in flight, then runs alone.
     var exclusive: (() -> Void)?
 
+    /// Whether entries of the header ring are written the moment nothing else is in flight. A writer that waits for each
+    /// of its writes leaves such a moment after every one, and the next write would queue behind the entry on the disk;
+    /// the node therefore clears this and calls `listIdle` when there was a real pause.
+    public var listsWhenIdle = true
+    var isListingIdle = false
+
     /// The first seq that the other node may still need. It only protects what nothing else needs: catch-up space is
     /// overwritten when records that have not been applied need room, and then `retentionLost` says so.
     public var retainFrom: Seq?

@@ -306,6 +306,7 @@ final class DataPlane {
                 _ = reactor.after(milliseconds: 20) { [self] in finishCleanly(done) }
                 return
             }
+            journal.listIdle()
             journal.markCleanStop(completion: done)
         }
     }

@@ -50,6 +50,7 @@ final class MirrorLog {
     private var open = OpenBatch()
     /// Accepted, with seqs, and waiting for room in the journal.
     private var journalQueue: [Batch] = []
+    private var isListingPlanned = false
     /// Accepted batches that have not gone to the plain files.
     private var unapplied: [Batch] = []
     /// Batches for the follower, oldest first.
@@ -99,6 +100,7 @@ final class MirrorLog {
             node: node, last: journal.lastSeq, ownDurable: journal.durableSeq, committed: committed)
         journal.onDurable = { [unowned self] seq in durableReached(seq) }
         journal.onFailure = { [unowned self] error in onFailure?(.journal(error)) }
+        journal.listsWhenIdle = false
         journal.onRoom = { [unowned self] in roomAppeared() }
         applier.onWatermark = { [unowned self] seq in appliedReached(seq) }
         applier.onFailure = { [unowned self] seq, error in onFailure?(.apply(seq, "\(error)")) }
@@ -248,6 +250,20 @@ final class MirrorLog {
         if count > 0 { journalQueue.removeFirst(count) }
     }
 
+    /// A pause of so long counts as idle: long against one write, short against the time in which a power cut that also
+    /// rots the very last batches could matter.
+    static let journalIdleMilliseconds = 5
+
+    /// Entries of the header ring wait for a pause; see `Journal.listsWhenIdle`.
+    private func listLater() {
+        guard !isListingPlanned else { return }
+        isListingPlanned = true
+        _ = reactor.after(milliseconds: MirrorLog.journalIdleMilliseconds) { [self] in
+            isListingPlanned = false
+            if journal.batchesInFlight == 0 { journal.listIdle() } else { listLater() }
+        }
+    }
+
     private func roomAppeared() {
         writeJournal()
         ship()
@@ -296,6 +312,7 @@ final class MirrorLog {
     // MARK: - Progress
 
     private func durableReached(_ seq: Seq) {
+        listLater()
         guard seq > core.ownDurable, seq <= core.last else { return }
         core.durable(through: seq)
         progress()
