@@ -141,7 +141,9 @@ func expect(
                 30 21 0:9 / /srv/my\\040files ro,relatime shared:4 - xfs /dev/sdb rw
                 31 21 0:9 / /srv/my rw - tmpfs none rw
                 """)
-        #expect(mounts.at("/srv/my files") == .init(point: "/srv/my files", type: "xfs", isReadOnly: true))
+        #expect(
+            mounts.at("/srv/my files")
+                == .init(point: "/srv/my files", type: "xfs", isReadOnly: true, source: "/dev/sdb"))
         #expect(mounts.containing("/srv/my files/a")?.type == "xfs")
         #expect(mounts.containing("/srv/myself")?.type == "ext4")
         #expect(mounts.below("/srv").count == 2 && mounts.below("/srv/my").isEmpty)

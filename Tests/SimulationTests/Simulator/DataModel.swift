@@ -1,4 +1,6 @@
+import Format
 import Quorum
+import Replication
 
 /// A record of the model: an epoch start (negative) or a client's write (its number).
 struct ModelRecord: Equatable {
@@ -28,8 +30,9 @@ enum DataOutput {
 
 /// The data side of one node, as the member sees it: what it received, what is on its disk, what it acknowledged.
 ///
-/// A stand-in for replication and journal, of the smallest size that can lose a write in each of the ways in which they
-/// could. The pure replication core can take its place: it takes the same effects and gives the same events.
+/// A stand-in for journal and connection, of the smallest size that can lose a write in each of the ways in which they
+/// could. What may be acknowledged and whose log is taken is decided by the code of production: `PrimaryLog` and
+/// `SyncPlan`.
 struct DataModel {
     enum Role: Equatable {
         case idle, following, opening, starting, primary
@@ -212,12 +215,26 @@ struct DataModel {
     private mutating func merge(_ theirs: [ModelRecord], peerLeads: Bool, out: inout [DataOutput]) {
         guard !peerLeads else { return }
         guard role == .idle || role == .following || role == .opening else { return }
-        let mine = (log.last?.epoch ?? .none, log.count)
-        if mine < (theirs.last?.epoch ?? .none, theirs.count) {
+        let plan = SyncPlan.make(me: node, mine: state(of: log), theirs: state(of: theirs))
+        if plan == .follow, log != theirs {
             replaceLog(theirs)
             if role == .opening { out.append(.send(.follow(epoch, log: log))) }
         }
         out.append(.event(.merged))
+    }
+
+    /// A log as a node tells of it. Both nodes know one decision here: what the member adds to it is its own matter.
+    private func state(of log: [ModelRecord]) -> LogState {
+        var epochs: [EpochStart] = []
+        for (index, record) in log.enumerated() where epochs.last.map({ $0.epoch != record.epoch }) ?? true {
+            epochs.append(EpochStart(epoch: record.epoch, firstSeq: Seq(rawValue: UInt64(index + 1))))
+        }
+        let last = Seq(rawValue: UInt64(log.count))
+        return LogState(
+            isServing: false, isIncomplete: false,
+            decision: Decision(sequence: 1, epoch: Epoch(rawValue: 1), primary: .a, inSync: .both), ballot: [],
+            lastSeq: last, lastChain: 0, durableSeq: last, committedSeq: .zero, oldestSeq: Seq(rawValue: 1),
+            epochs: epochs)
     }
 
     private mutating func followNow(_ epoch: Epoch, _ theirs: [ModelRecord], out: inout [DataOutput]) {
@@ -302,15 +319,25 @@ struct DataModel {
 
     private func satisfies(_ write: Waiting) -> Bool {
         guard !policy.possible.isEmpty else { return false }
-        return policy.possible.allSatisfy { requirement in
-            if requirement.ownDisk || write.fsync, durable <= write.index,
-                !bugs.contains(.aloneFromMemory) || write.fsync
-            {
-                return false
+        let last = Seq(rawValue: UInt64(log.count))
+        // The planted bug takes the record in memory for one on the disk.
+        let isBroken = bugs.contains(.aloneFromMemory) && !write.fsync
+        var primary = PrimaryLog(
+            node: node, last: last, ownDurable: isBroken ? last : Seq(rawValue: UInt64(durable)), committed: .zero)
+        if peerFollows {
+            let received = Seq(rawValue: UInt64(min(peerReceived, log.count)))
+            let durable = Seq(rawValue: UInt64(min(peerDurable, peerReceived, log.count)))
+            primary.followerStarted(at: durable)
+            if received > durable { primary.sent(through: received) }
+            do {
+                try primary.acknowledged(received: received, durable: durable, applied: .zero)
+            } catch {
+                preconditionFailure("the model acknowledged the impossible: \(error)")
             }
-            guard requirement.inSync.contains(node.peer) else { return true }
-            return peerFollows && (write.fsync ? peerDurable : peerReceived) > write.index
         }
+        primary.setRules(policy.possible.map { AckRule(inSync: $0.inSync, needsOwnDisk: $0.ownDisk) })
+        let reached = write.fsync ? primary.levels.disk : primary.levels.memory
+        return reached > Seq(rawValue: UInt64(write.index))
     }
 
     private mutating func drain(now: UInt64, out: inout [DataOutput]) {
