@@ -102,7 +102,7 @@ final class RawClient {
     @discardableResult
     func send(_ bytes: [UInt8]) -> Int { Glibc.send(descriptor, bytes, bytes.count, Int32(MSG_NOSIGNAL)) }
     /// Everything until the other side closes, or `milliseconds` without a byte.
-    func receiveAll(milliseconds: Int = 5000) -> (bytes: [UInt8], ended: Bool) {
+    func receiveAll(milliseconds: Int = 20_000) -> (bytes: [UInt8], ended: Bool) {
         var limit = timeval(tv_sec: milliseconds / 1000, tv_usec: milliseconds % 1000 * 1000)
         setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
         var all: [UInt8] = []
