@@ -74,6 +74,7 @@ extension DataPlane {
         let plane = DataPlane(
             node: node, configuration: configuration, reactor: reactor, journal: journal, tree: tree, log: log,
             link: link, workers: workers, logger: logger, report: report)
+        ThreadPriority.raise()
         let summary = LogSummary(
             isComplete: found.wasStoppedCleanly || configuration.mode == .strict, lastEpoch: journal.lastEpoch,
             lastSeq: journal.lastSeq, damage: damage)
@@ -117,5 +118,17 @@ extension DataPlane {
             next = last.lastSeq.next
         }
         return batches
+    }
+}
+
+/// Threads that others wait for come before those that work in the background.
+enum ThreadPriority {
+    /// The data and control threads wake appliers and workers in the middle of what the application waits for; without
+    /// precedence the woken thread takes the processor at once. Called when their pools exist: threads inherit it.
+    static let nice: Int32 = -10
+
+    static func raise() {
+        // Refused only without the right to do it; then everything works, a little slower.
+        _ = setpriority(__priority_which_t(PRIO_PROCESS.rawValue), id_t(clinux_thread_id()), nice)
     }
 }

@@ -27,8 +27,9 @@ final class MirrorLog {
     }
 
     /// Batches of this node whose own journal write has not finished: a lone write is shipped at once, a crowd shares
-    /// the next flush. Two keep the disk busy while the next one is gathered.
-    static let journalWritesInFlight = 2
+    /// the next flush. A few keep the disk busy while the next one is gathered, and keep one writer that does not wait
+    /// for the disk from waiting for it all the same.
+    static let journalWritesInFlight = 4
     /// Batches kept in memory for a follower that is being brought up to date; beyond this it reads from the journal.
     static let recentBytesForCatchUp = 16 << 20
 

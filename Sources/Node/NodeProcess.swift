@@ -199,6 +199,7 @@ public final class NodeProcess: @unchecked Sendable {
                     if let damage = summary?.damage { control.noteProblem(damage) }
                     try process.connectControl(reactor)
                     process.admin = try AdminServer(process: process, reactor: reactor, logger: logger)
+                    ThreadPriority.raise()
                 }
             })
         else { throw StartError("the control thread has ended") }
