@@ -12,11 +12,16 @@
 //  CachedReads    reads from the cache  Plot.swift      SVG
 import ArgumentParser
 import CLinux
+import CommandMain
 import Format
 import Foundation
 import Synchronization
 
 @main
+enum Main {
+    static func main() { Bench.runAsProgram() }
+}
+
 struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "lockstep-bench",

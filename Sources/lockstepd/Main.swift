@@ -76,36 +76,3 @@ extension MirrorConfiguration {
     /// Stopping the application, closing the directory, handing over: then the daemon leaves all the same.
     var stopLimitSeconds: Int { (application?.stopTimeoutSeconds ?? 0) + 30 }
 }
-
-/// SIGTERM and SIGINT, taken by one thread that waits for them.
-struct StopSignals {
-    private let set: sigset_t
-
-    /// Blocks the signals in this thread and every one it starts: call it first.
-    init() {
-        var set = sigset_t()
-        sigemptyset(&set)
-        sigaddset(&set, SIGTERM)
-        sigaddset(&set, SIGINT)
-        pthread_sigmask(SIG_BLOCK, &set, nil)
-        signal(SIGPIPE, SIG_IGN)
-        self.set = set
-    }
-
-    func wait() {
-        var set = set
-        var number: Int32 = 0
-        while sigwait(&set, &number) != 0 {}
-    }
-
-    /// An impatient administrator: the next signal ends the process.
-    func exitOnNext() {
-        let set = set
-        Thread.detachNewThread {
-            var set = set
-            var number: Int32 = 0
-            while sigwait(&set, &number) != 0 {}
-            exit(1)
-        }
-    }
-}

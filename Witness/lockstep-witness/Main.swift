@@ -1,4 +1,5 @@
 import ArgumentParser
+import CommandMain
 import Configuration
 import Foundation
 import Logging
@@ -7,6 +8,10 @@ import Transport
 import WitnessCore
 
 @main
+enum Main {
+    static func main() { LockstepWitness.runAsProgram() }
+}
+
 struct LockstepWitness: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "lockstep-witness",
@@ -15,7 +20,7 @@ struct LockstepWitness: ParsableCommand {
             Runs in the foreground and logs to standard error; SIGTERM or SIGINT ends it. It may be restarted at any time: \
             services go on as long as both their nodes are well. Installed anew, with an empty state directory, it waits \
             until the nodes of a mirror give it its memory back.
-            Exit status: 0 stopped, 1 failed, 2 wrong configuration file, 64 wrong usage.
+            Exit status: 0 stopped, 1 failed, 2 wrong usage or configuration.
             """)
 
     @Option(name: .long, help: "The configuration file; the options below override it.")
@@ -47,7 +52,7 @@ struct LockstepWitness: ParsableCommand {
         if let problem = timing.problems().first { throw ValidationError("--longest-grant: \(problem)") }
         let chosenTiming = timing
         let logger = Logger(label: "lockstep-witness")
-        let signals = Signals()
+        let signals = StopSignals()
         do {
             let thread = try ReactorThread(name: "witness", logger: logger) { reactor in
                 let voters = try WitnessVoters(
@@ -99,27 +104,5 @@ struct LockstepWitness: ParsableCommand {
             throw ValidationError("--listen: write an address with a port, for example 0.0.0.0:7401 or [::]:7401")
         }
         return (address, directory, level)
-    }
-}
-
-/// SIGTERM and SIGINT, taken by one thread that waits for them.
-private struct Signals {
-    private let set: sigset_t
-
-    /// Blocks the signals in this thread and every one it starts: make it first.
-    init() {
-        var set = sigset_t()
-        sigemptyset(&set)
-        sigaddset(&set, SIGTERM)
-        sigaddset(&set, SIGINT)
-        pthread_sigmask(SIG_BLOCK, &set, nil)
-        signal(SIGPIPE, SIG_IGN)
-        self.set = set
-    }
-
-    func wait() {
-        var set = set
-        var number: Int32 = 0
-        while sigwait(&set, &number) != 0 {}
     }
 }
