@@ -90,6 +90,11 @@ let package = Package(
             name: "lockstep-demo", dependencies: ["Rooms", arguments], path: "Tools/lockstep-demo",
             swiftSettings: common),
 
+        .target(name: "Workload", dependencies: ["CLinux"], path: "Tools/Workload", swiftSettings: common),
+        .executableTarget(
+            name: "lockstep-soak", dependencies: ["Rooms", "Workload", "CommandMain", arguments],
+            path: "Tools/lockstep-soak", swiftSettings: common),
+
         .testTarget(name: "RingTests", dependencies: ["Ring", "CLinux"], swiftSettings: common),
         .testTarget(name: "TransportTests", dependencies: ["Transport", "Ring", "Format"], swiftSettings: common),
         .testTarget(name: "FormatTests", dependencies: ["Format"], swiftSettings: common),
@@ -105,10 +110,11 @@ let package = Package(
         .testTarget(name: "NodeTests", dependencies: ["Node", "Ring", "Format", "CLinux"], swiftSettings: common),
         .testTarget(
             name: "WitnessTests", dependencies: ["WitnessCore", "Transport", "Quorum", "Format"], swiftSettings: common),
+        .testTarget(name: "WorkloadTests", dependencies: ["Workload"], swiftSettings: common),
         .testTarget(
             name: "SimulationTests", dependencies: ["Quorum", "Replication", "Format"], swiftSettings: common),
         .testTarget(
-            name: "IntegrationTests", dependencies: ["Rooms", "CLinux", "Format"], swiftSettings: common),
+            name: "IntegrationTests", dependencies: ["Rooms", "Workload", "CLinux", "Format"], swiftSettings: common),
     ],
     swiftLanguageModes: [.v6]
 )

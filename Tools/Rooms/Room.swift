@@ -123,6 +123,9 @@ public final class Room: Sendable {
         }
     }
 
+    /// Runs a program of the host in the room's mount namespace, outside of its cgroup.
+    func inMounts(_ arguments: [String]) throws { try enterMounts(arguments) }
+
     private func enterMounts(_ arguments: [String]) throws {
         try succeedOnHost(["nsenter", "--mount=/proc/\(holder)/ns/mnt"] + arguments)
     }
@@ -174,6 +177,23 @@ public final class Room: Sendable {
     private func mount(_ image: Image) throws {
         try enterMounts(["mkdir", "-p", image.mountPoint])
         try enterMounts(["mount", "-o", "loop", image.file, image.mountPoint])
+        // Tests of a node want an empty directory.
+        _ = try? enterMounts(["rmdir", image.mountPoint + "/lost+found"])
+    }
+
+    var diskMountPoints: [String] { state.withLock { $0.images.map(\.mountPoint) } }
+
+    /// Unmounts the images and waits until their loop devices are gone: two of them on one image would not see each
+    /// other's writes.
+    private func unmountImages() throws {
+        for image in state.withLock({ $0.images }) {
+            try waitUntil("\(image.mountPoint) in room \(name) can be unmounted", within: 20) {
+                (try? enterMounts(["umount", image.mountPoint])) != nil
+            }
+            try waitUntil("the loop device of \(image.file) is gone", within: 20) {
+                try succeedOnHost(["losetup", "--associated", image.file]).isEmpty
+            }
+        }
     }
 
     // MARK: Processes
@@ -250,6 +270,9 @@ public final class Room: Sendable {
         }
     }
 
+    /// SIGKILL to all, without waiting: for several rooms at one moment. `killAll` after it waits.
+    public func beginKilling() { killOnce() }
+
     private func killOnce() {
         if let cgroup { try? write("1\n", to: cgroup + "/cgroup.kill") }
         for pid in processIdentifiers { kill(pid, SIGKILL) }
@@ -265,6 +288,7 @@ public final class Room: Sendable {
     /// files are there.
     public func reboot() throws {
         try killAll()
+        try unmountImages()
         let old = state.withLock { state in
             defer { state.holder = 0 }
             return state.holder

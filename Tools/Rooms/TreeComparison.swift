@@ -1,6 +1,6 @@
 //  Two directory trees, byte by byte: names, types, modes, owners, sizes, contents, modification times, extended
-//  attributes, link counts and which names are one file. Not compared: access times (never replicated), change times
-//  (nobody can set them), inode numbers, block counts.
+//  attributes, holes, link counts and which names are one file. Not compared: access times (reading here would change
+//  them), change times (nobody can set them), inode numbers, block counts.
 import CLinux
 import Foundation
 
@@ -111,11 +111,32 @@ public struct TreeComparison: Sendable {
                     same < right.count ? String(right[same]) : "end")
                 return
             }
-            if left.isEmpty { return }
+            if left.isEmpty { break }
             offset += left.count
             bytesCompared += left.count
         }
+        try compareHoles(one, two, size: Int(first.st_size), path: path)
     }
+
+    /// What is a hole on one side must not be data on the other, but for less than a block: file systems write out more or
+    /// less of what surrounds a change.
+    private mutating func compareHoles(_ one: ReadFile, _ two: ReadFile, size: Int, path: String) throws {
+        let first = try one.holes(size: size)
+        let second = try two.holes(size: size)
+        for (index, pair) in [(first, second), (second, first)].enumerated() {
+            for hole in pair.0 {
+                let common = pair.1.reduce(0) {
+                    $0 + max(0, min(hole.upperBound, $1.upperBound) - max(hole.lowerBound, $1.lowerBound))
+                }
+                guard hole.count - common >= TreeComparison.holeBytesMin else { continue }
+                let words = ["hole", "\(hole.count - common) bytes of data"]
+                differ(path, "bytes \(hole.lowerBound) to \(hole.upperBound)", words[index], words[1 - index])
+                return
+            }
+        }
+    }
+    /// In bytes.
+    public static let holeBytesMin = 65_536
 
     private mutating func compareAttributes(_ a: String, _ b: String, path: String) throws {
         let first = try extendedAttributes(a)
@@ -184,6 +205,22 @@ private final class ReadFile {
     }
 
     deinit { close(descriptor) }
+
+    /// The holes before `size`, in order.
+    func holes(size: Int) throws -> [Range<Int>] {
+        var result: [Range<Int>] = []
+        var at = 0
+        while at < size {
+            let hole = Int(lseek(descriptor, off_t(at), CLINUX_SEEK_HOLE))
+            guard hole >= 0 else { throw failure("look for holes in", path) }
+            guard hole < size else { break }
+            let data = Int(lseek(descriptor, off_t(hole), CLINUX_SEEK_DATA))
+            guard data >= 0 || errno == ENXIO else { throw failure("look for data in", path) }
+            at = data < 0 ? size : min(data, size)
+            result.append(hole..<at)
+        }
+        return result
+    }
 
     func next() throws -> ArraySlice<UInt8> {
         var filled = 0
