@@ -2,7 +2,7 @@
 //
 //  Only ratios taken in one run mean anything on a shared machine, so every run measures its own floor:
 //
-//      floor = max(local flush, round trip + remote flush)
+//      floor = max(local flush, round trip + remote flush), both at once
 //
 //  with the same number of bytes, on the same disk, through the cheapest means there are (Floor.swift). A mirror cannot be
 //  faster than that; how much slower it is, is the number to look at.
@@ -198,7 +198,8 @@ struct JournalCommand: ParsableCommand {
 
 struct FloorCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "floor", abstract: "Measure only the floor: max(local flush, round trip + remote flush).")
+        commandName: "floor",
+        abstract: "Measure only the floor: max(local flush, round trip + remote flush), both at once.")
     @Option(help: "A plain directory on this node's disk.") var directory: String
     @Option(help: "A plain directory on the other node's disk; the same if not given.") var remote: String?
     @Option(help: "Bytes of one write, such as 4K,64K,1M.")

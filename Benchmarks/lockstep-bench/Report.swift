@@ -102,7 +102,8 @@ struct Report: Codable {
         for floor in floors {
             lines.append(
                 String(
-                    format: "floor of %@: p50 %.0f us = max(local flush %.0f us, round trip + remote flush %.0f us)",
+                    format:
+                        "floor of %@: p50 %.0f us, both disks at once (alone: local flush %.0f us, round trip + remote flush %.0f us)",
                     byteText(floor.bytes), floor.floorMicroseconds, floor.localFlushMicroseconds,
                     floor.roundTripAndRemoteFlushMicroseconds))
         }

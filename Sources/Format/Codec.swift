@@ -13,24 +13,23 @@ public struct DecodingError: Error, Sendable, Hashable, CustomStringConvertible 
 
 /// Writes little-endian values to the end of a byte array.
 public struct ByteWriter: Sendable {
-    public private(set) var bytes: [UInt8] = []
-    public init(reserving capacity: Int = 0) { bytes.reserveCapacity(capacity) }
+    @usableFromInline var storage: [UInt8] = []
+    public init(reserving capacity: Int = 0) { storage.reserveCapacity(capacity) }
 
-    public var count: Int { bytes.count }
+    public var bytes: [UInt8] { storage }
+    public var count: Int { storage.count }
 
-    public mutating func put(_ value: some FixedWidthInteger) {
-        var rest = value
-        for _ in 0..<(value.bitWidth / 8) {
-            bytes.append(UInt8(truncatingIfNeeded: rest))
-            rest >>= 8
-        }
+    // Inlinable, here and in `ByteReader`: other modules encode headers in every turn of the data path, and the
+    // unspecialised form costs more than the system calls beside it.
+    @inlinable public mutating func put(_ value: some FixedWidthInteger) {
+        unsafe withUnsafeBytes(of: value.littleEndian) { raw in unsafe storage.append(contentsOf: raw) }
     }
-    public mutating func put(_ value: Bool) { bytes.append(value ? 1 : 0) }
-    public mutating func put(raw: some Sequence<UInt8>) { bytes.append(contentsOf: raw) }
+    public mutating func put(_ value: Bool) { storage.append(value ? 1 : 0) }
+    public mutating func put(raw: some Sequence<UInt8>) { storage.append(contentsOf: raw) }
     /// A length (32 bits) and the bytes.
     public mutating func put(counted raw: some Collection<UInt8>) {
         put(UInt32(raw.count))
-        bytes.append(contentsOf: raw)
+        storage.append(contentsOf: raw)
     }
     public mutating func put(_ text: String) { put(counted: Array(text.utf8)) }
     public mutating func put(_ mirror: MirrorID) {
@@ -50,30 +49,31 @@ public struct ByteWriter: Sendable {
     }
     /// Zeros up to the next multiple of `alignment` bytes.
     public mutating func pad(to alignment: Int) {
-        while bytes.count % alignment != 0 { bytes.append(0) }
+        while storage.count % alignment != 0 { storage.append(0) }
     }
 }
 
 /// Reads little-endian values from bytes that nobody vouches for: every length is checked before use.
 public struct ByteReader: Sendable {
-    private let bytes: ArraySlice<UInt8>
-    public private(set) var offset = 0
+    @usableFromInline let bytes: ArraySlice<UInt8>
+    @usableFromInline var position = 0
+    public var offset: Int { position }
 
     public init(_ bytes: ArraySlice<UInt8>) { self.bytes = bytes }
     public init(_ bytes: [UInt8]) { self.bytes = bytes[...] }
 
-    public var remaining: Int { bytes.count - offset }
+    @inlinable public var remaining: Int { bytes.count - position }
 
-    public mutating func get<Value: FixedWidthInteger>(
+    @inlinable public mutating func get<Value: FixedWidthInteger>(
         _ type: Value.Type = Value.self, _ what: String = "integer"
     ) throws(DecodingError) -> Value {
         let width = Value.bitWidth / 8
-        guard remaining >= width else { throw DecodingError("truncated \(what)", at: offset) }
-        var value: Value = 0
-        let start = bytes.startIndex + offset
-        for index in 0..<width { value |= Value(truncatingIfNeeded: bytes[start + index]) << (8 * index) }
-        offset += width
-        return value
+        guard remaining >= width else { throw DecodingError("truncated \(what)", at: position) }
+        let start = position
+        position += width
+        return unsafe bytes.withUnsafeBytes { raw in
+            Value(littleEndian: unsafe raw.loadUnaligned(fromByteOffset: start, as: Value.self))
+        }
     }
     public mutating func getBool(_ what: String = "flag") throws(DecodingError) -> Bool {
         let value: UInt8 = try get(UInt8.self, what)
@@ -83,7 +83,7 @@ public struct ByteReader: Sendable {
     public mutating func get(raw count: Int, _ what: String = "bytes") throws(DecodingError) -> [UInt8] {
         guard count >= 0, remaining >= count else { throw DecodingError("truncated \(what)", at: offset) }
         let start = bytes.startIndex + offset
-        offset += count
+        position += count
         return Array(bytes[start..<start + count])
     }
     /// A length (32 bits) and the bytes; refused above `limit`.
@@ -127,7 +127,7 @@ public struct ByteReader: Sendable {
     }
     public mutating func skip(_ count: Int) throws(DecodingError) {
         guard count >= 0, remaining >= count else { throw DecodingError("truncated", at: offset) }
-        offset += count
+        position += count
     }
     /// Fails unless everything was read.
     public func finish() throws(DecodingError) {

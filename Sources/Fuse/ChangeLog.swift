@@ -8,6 +8,8 @@ public enum AckLevel: Sendable, Hashable {
     case sync
     /// On the disk of every in-sync node, and this record and every one before it are in this node's plain files.
     case applied
+    /// As `applied`, asked by somebody whom nobody waits for: the log may gather more before it applies.
+    case settled
 }
 
 public enum AckOutcome: Sendable, Hashable {

@@ -110,7 +110,7 @@ public final class MirroredDirectory {
     var loading: [FileID: [(Result<Inode, FuseErrno>) -> Void]] = [:]
     /// WRITEs with a saved payload that wait for room in the log.
     var waitingForRoom: [() -> Void] = []
-    /// Whether `when(.applied)` is under way for the table of inodes.
+    /// Whether `when(.settled)` is under way for the table of inodes.
     var isWatchingApplied = false
     /// For answers of `readWithoutBlocking`: written to the kernel before the next request is looked at.
     let readBuffer: UnsafeMutableRawBufferPointer
@@ -214,7 +214,7 @@ public final class MirroredDirectory {
         // The newest record is applied: so is all that waits. No question, for its answer would come at once, and again.
         guard target > inodes.applied else { return inodes.collectAll() }
         isWatchingApplied = true
-        log.when(target, .applied) { [weak self] outcome in
+        log.when(target, .settled) { [weak self] outcome in
             guard let self else { return }
             isWatchingApplied = false
             guard outcome == .done else { return }

@@ -52,6 +52,8 @@ final class MirrorLog {
     /// Accepted, with seqs, and waiting for room in the journal.
     private var journalQueue: [Batch] = []
     private var isListingPlanned = false
+    /// When the last batch went to the journal (boot clock, ns).
+    private var lastTaken: UInt64 = 0
     /// Accepted batches that have not gone to the plain files.
     private var unapplied: [Batch] = []
     /// Batches for the follower, oldest first.
@@ -62,6 +64,11 @@ final class MirrorLog {
     private var diskWaiters = SeqQueue<(AckOutcome) -> Void>()
     /// Wait for the low watermark: a record counts as applied when every one before it is too.
     private var applyWaiters = SeqQueue<(AckOutcome) -> Void>()
+    /// The same without a hurry: nobody wakes the appliers for them.
+    private var settleWaiters = SeqQueue<(AckOutcome) -> Void>()
+    private var isHandOverPlanned = false
+    /// Boot clock, ns.
+    private var lastHandOver: UInt64 = 0
     /// The moment (boot clock, ns) until which this node may answer. Checked before every answer: a process that slept
     /// past it finds acknowledgements in its sockets and must not pass them on.
     private var leaseUntil: UInt64 = 0
@@ -153,7 +160,7 @@ final class MirrorLog {
         recent.removeAll()
         recentBytes = 0
         let waiting =
-            memoryWaiters.removeAll() + diskWaiters.removeAll() + applyWaiters.removeAll()
+            memoryWaiters.removeAll() + diskWaiters.removeAll() + applyWaiters.removeAll() + settleWaiters.removeAll()
         for handler in waiting { handler(.failed(errno)) }
     }
 
@@ -225,6 +232,7 @@ final class MirrorLog {
     // MARK: - Gathering and shipping
 
     private func take(_ batch: Batch) {
+        lastTaken = reactor.now
         core.appended(through: batch.lastSeq)
         lastChain = batch.header.chain
         unapplied.append(batch)
@@ -261,7 +269,12 @@ final class MirrorLog {
         isListingPlanned = true
         _ = reactor.after(milliseconds: MirrorLog.journalIdleMilliseconds) { [self] in
             isListingPlanned = false
-            if journal.batchesInFlight == 0 { journal.listIdle() } else { listLater() }
+            let pause = UInt64(MirrorLog.journalIdleMilliseconds) * 1_000_000
+            if journal.batchesInFlight == 0, reactor.now >= lastTaken + pause {
+                journal.listIdle()
+            } else {
+                listLater()
+            }
         }
     }
 
@@ -341,24 +354,50 @@ final class MirrorLog {
     private func progress() {
         if role == .primary {
             if core.levels.disk > committed { committed = core.levels.disk }
-            handOver()
             answer()
-        } else {
-            // What was known to be committed before it was on this disk.
-            handOver()
         }
+        // On a follower: what was known to be committed before it was on this disk.
+        handOver()
         onProgress?()
     }
 
-    private func handOver() {
+    /// Committed records wait so long, or for so many others, before the appliers are woken for them, unless somebody
+    /// waits for the plain files: a wake-up for each write would cost the application more than the write itself. The
+    /// time is looked at when the log moves anyway; the timer, a wake-up of its own, is for the last ones before a pause.
+    static let handOverNanoseconds: UInt64 = 1_000_000
+    static let handOverTimerMilliseconds = 4
+    static let handOverRecords = 64
+    static let handOverBytes = 1 << 20
+
+    private func handOver(now: Bool = false) {
+        // Nothing reaches the plain files before it is on every in-sync disk, this one included.
+        let reached = min(committed, core.ownDurable)
         var count = 0
-        for batch in unapplied {
-            // Nothing reaches the plain files before it is on every in-sync disk, this one included.
-            guard batch.lastSeq <= committed, batch.lastSeq <= core.ownDurable else { break }
-            applier.submit(batch, through: batch.lastSeq)
+        var records = 0
+        var bytes = 0
+        while count < unapplied.count, unapplied[count].lastSeq <= reached {
+            records += unapplied[count].records.count
+            bytes += unapplied[count].header.diskLength
             count += 1
         }
-        if count > 0 { unapplied.removeFirst(count) }
+        guard count > 0 else { return }
+        let time = reactor.now
+        guard
+            now || !applyWaiters.isEmpty || records >= MirrorLog.handOverRecords || bytes >= MirrorLog.handOverBytes
+                || time >= lastHandOver + MirrorLog.handOverNanoseconds
+        else { return handOverLater() }
+        lastHandOver = time
+        for batch in unapplied[..<count] { applier.submit(batch, through: batch.lastSeq) }
+        unapplied.removeFirst(count)
+    }
+
+    private func handOverLater() {
+        guard !isHandOverPlanned else { return }
+        isHandOverPlanned = true
+        _ = reactor.after(milliseconds: MirrorLog.handOverTimerMilliseconds) { [self] in
+            isHandOverPlanned = false
+            handOver(now: true)
+        }
     }
 
     var mayAnswer: Bool { role == .primary && reactor.now < leaseUntil }
@@ -368,6 +407,7 @@ final class MirrorLog {
         while let handler = diskWaiters.next(through: core.levels.disk) { handler(.done) }
         while let handler = memoryWaiters.next(through: core.levels.memory) { handler(.done) }
         while let handler = applyWaiters.next(through: applied) { handler(.done) }
+        while let handler = settleWaiters.next(through: applied) { handler(.done) }
     }
 
     private func appliedReached(_ seq: Seq) {
@@ -459,6 +499,10 @@ extension MirrorLog: ChangeLog {
         case .applied:
             if mayAnswer && seq <= applied { return handler(.done) }
             applyWaiters.insert(handler, at: seq)
+            handOver()
+        case .settled:
+            if mayAnswer && seq <= applied { return handler(.done) }
+            settleWaiters.insert(handler, at: seq)
         }
     }
 

@@ -112,7 +112,7 @@ final class PeerLink {
         self.logger = logger
         log.reactor.beforeSleep { [unowned self] in
             acknowledge(heartbeat: false)
-            sendCommit(heartbeat: false)
+            planCommit()
         }
     }
 
@@ -418,6 +418,8 @@ final class PeerLink {
             return
         }
         lastAcknowledgement = acknowledgement
+        // The disk is what a synchronous write waits for: its request leaves before the word that the bytes are here.
+        log.reactor.submitNow()
         connection.send(.acknowledgement(acknowledgement))
     }
 
@@ -523,11 +525,27 @@ final class PeerLink {
         }
     }
 
+    /// A commit notice of its own leaves only when no batch has carried the news for so long: the follower is in no hurry
+    /// to apply, and a message for each write would wake it in the middle of the next one.
+    static let commitMilliseconds = 4
+    private var isCommitPlanned = false
+    private var commitReached: Seq? { log.core.follower.map { min(log.committed, $0.sent) } }
+
+    private func planCommit() {
+        guard stage == .streaming, !isCommitPlanned, let reached = commitReached, reached > lastCommitSent else {
+            return
+        }
+        isCommitPlanned = true
+        _ = log.reactor.after(milliseconds: PeerLink.commitMilliseconds) { [self] in
+            isCommitPlanned = false
+            sendCommit(heartbeat: false)
+        }
+    }
+
     private func sendCommit(heartbeat: Bool) {
-        guard stage == .streaming, let connection, let follower = log.core.follower else { return }
         // Otherwise the follower would never apply the last batch before a pause.
-        let seq = min(log.committed, follower.sent)
-        guard heartbeat || seq > lastCommitSent else { return }
+        guard stage == .streaming, let connection, let seq = commitReached, heartbeat || seq > lastCommitSent
+        else { return }
         lastCommitSent = seq
         connection.send(.commit(seq: seq))
     }

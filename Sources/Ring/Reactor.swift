@@ -53,6 +53,7 @@ public final class Reactor {
     var timers = TimerQueue()
     private var sleepHandlers: [() -> Void] = []
     private var endWork: [() -> Void] = []
+    private var lateWork: [() -> Void] = []
     private var posted: [@Sendable () -> Void] = []
     private var running = false
     private var stopping = false
@@ -100,6 +101,13 @@ public final class Reactor {
     public func atEndOfIteration(_ work: @escaping () -> Void) {
         preconditionOnThread()
         endWork.append(work)
+    }
+
+    /// Runs `work` once, as the last thing of this iteration: when its sockets are flushed and its disk requests are on
+    /// their way. For waking other threads, which may take the processor at once.
+    public func lastInIteration(_ work: @escaping () -> Void) {
+        preconditionOnThread()
+        lateWork.append(work)
     }
 
     /// Ends `run()` after this iteration and after the disk requests in flight.
@@ -159,6 +167,17 @@ public final class Reactor {
         swap(&done, &endWork)
         done.removeAll(keepingCapacity: done.capacity <= 4096)
         if endWork.isEmpty { swap(&done, &endWork) }
+        runLateWork()
+    }
+
+    private func runLateWork() {
+        guard !lateWork.isEmpty else { return }
+        submitNow()
+        var late: [() -> Void] = []
+        swap(&late, &lateWork)
+        for work in late { work() }
+        late.removeAll(keepingCapacity: late.capacity <= 4096)
+        if lateWork.isEmpty { swap(&late, &lateWork) }
     }
 
     private func waitAndDispatch() {
@@ -177,7 +196,7 @@ public final class Reactor {
 
     /// 0: something is due already; below 0: nothing ever.
     private func nextTimeout() -> Int64 {
-        if watches.hasFailures || operations.hasRefusals || !endWork.isEmpty { return 0 }
+        if watches.hasFailures || operations.hasRefusals || !endWork.isEmpty || !lateWork.isEmpty { return 0 }
         guard let deadline = timers.nextDeadline else { return -1 }
         let now = now
         return deadline <= now ? 0 : Int64(clamping: deadline - now)
@@ -232,9 +251,10 @@ public final class Reactor {
         // its place first, because the end of what it holds may call back here.
         for timer in timers.takeAll() { timer.cancel() }
         withExtendedLifetime(watches.takeHandlers()) {}
-        let handlers = sleepHandlers + endWork
+        let handlers = sleepHandlers + endWork + lateWork
         sleepHandlers = []
         endWork = []
+        lateWork = []
         withExtendedLifetime(handlers) {}
     }
 }

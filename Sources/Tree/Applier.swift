@@ -191,7 +191,7 @@ public final class Applier {
         let results = results
         let handle = reactor.handle
         let me = ThreadBound(self)
-        pool.submit {
+        let job: @Sendable () -> Void = {
             for run in runs { Applier.apply(run, to: tree, role, results, handle, me) }
             if let heavy {
                 // What is done must not wait for it.
@@ -203,6 +203,8 @@ public final class Applier {
                 if heavy != nil { $0.heavyJobsEnded += 1 }
             }
         }
+        // A worker that wakes may take the processor: first leaves what others wait for.
+        reactor.lastInIteration { [pool] in pool.submit(job) }
     }
 
     private static func apply(

@@ -87,7 +87,7 @@ final class LocalLog: ChangeLog {
     }
 
     func when(_ seq: Seq, _ level: AckLevel, _ handler: @escaping (AckOutcome) -> Void) {
-        if dropsEverything, level != .applied { return handler(.done) }
+        if dropsEverything, level != .applied, level != .settled { return handler(.done) }
         settle()
         if reached(level) >= seq { return handler(.done) }
         waiters.append((seq, level, handler))
@@ -97,7 +97,7 @@ final class LocalLog: ChangeLog {
         switch level {
         case .write: writeLevel
         case .sync: syncLevel
-        case .applied: applied
+        case .applied, .settled: applied
         }
     }
 
