@@ -117,6 +117,15 @@ public struct AcceptorState: Sendable, Hashable {
     public var chosenBallot: Ballot
     /// What the other voters are known to have answered (used on nodes only).
     public var memory: PerVoter<VoterMemory>
+    /// On a node: it accepted from itself, on an administrator's order, a decision that makes it the sole member
+    /// although it was not in sync; the epoch of that decision. Forgotten with the next decision that does not leave it
+    /// the sole member. Whoever finds it on the disk after a crash knows that serving from here rests on that order.
+    public var forcedEpoch: Epoch?
+
+    /// Whether two nodes that compare their logs may go by `accepted`. An ordinary proposal may be: whoever is in its set
+    /// holds everything that was acknowledged. A forced one that is not known to be chosen may not: the other node,
+    /// which alone has every write, would give its log up for one that never counts.
+    public var mayBeToldOfLogs: Bool { forcedEpoch == nil || chosenBallot == acceptedBallot }
 
     /// Longest mirror name, in bytes of UTF-8.
     public static let nameLimit = 255
@@ -500,21 +509,22 @@ extension QuorumMessage.Body {
 extension AcceptorState {
     /// First bytes of the file: 'LSAC'.
     static let magic: UInt32 = 0x4341_534C
-    /// 1: the first.
+    /// 1: the first. 2: the epoch of a forced promotion behind the memories; written only while there is one.
     static let version: UInt16 = 1
+    static let versionForced: UInt16 = 2
     /// The longest encoding, in bytes.
     public static let encodedLimit = 1024
 
     /// ```
     /// magic u32 'LSAC' | version u16 | reserved u16 | mirror 16 | name (u32 length, bytes) | birth u64 | starts u64 |
     /// promised 21 | accepted ballot 21 | accepted decision 14 | chosen ballot 21 | memory of a, b, witness 3 x 42 |
-    /// CRC-32C of everything before, u32
+    /// version 2: epoch of the forced promotion u32 | CRC-32C of everything before, u32
     /// ```
     public func encoded() -> [UInt8] {
         precondition(name.utf8.count <= AcceptorState.nameLimit, "mirror name too long")
         var writer = ByteWriter(reserving: 512)
         writer.put(AcceptorState.magic)
-        writer.put(AcceptorState.version)
+        writer.put(forcedEpoch == nil ? AcceptorState.version : AcceptorState.versionForced)
         writer.put(UInt16(0))
         writer.put(mirror)
         writer.put(name)
@@ -525,6 +535,7 @@ extension AcceptorState {
         writer.put(accepted)
         writer.put(chosenBallot)
         for voter in Voter.allCases { writer.put(memory[voter]) }
+        if let forcedEpoch { writer.put(forcedEpoch) }
         writer.put(crc32c(writer.bytes))
         return writer.bytes
     }
@@ -541,8 +552,11 @@ extension AcceptorState {
             throw DecodingError("not a voter state", at: 0)
         }
         let version = try reader.get(UInt16.self, "version")
-        guard version == AcceptorState.version, try reader.get(UInt16.self, "reserved") == 0 else {
-            throw DecodingError("voter state of version \(version), this program knows \(AcceptorState.version)", at: 4)
+        guard version == AcceptorState.version || version == AcceptorState.versionForced,
+            try reader.get(UInt16.self, "reserved") == 0
+        else {
+            throw DecodingError(
+                "voter state of version \(version), this program knows 1 to \(AcceptorState.versionForced)", at: 4)
         }
         let mirror = try reader.getMirrorID()
         let name = try reader.getText(limit: AcceptorState.nameLimit, "mirror name")
@@ -555,6 +569,7 @@ extension AcceptorState {
             mirror: mirror, name: name, birth: birth, starts: starts, promised: promised,
             acceptedBallot: acceptedBallot, accepted: accepted, chosenBallot: try reader.getBallot())
         for voter in Voter.allCases { memory[voter] = try reader.getVoterMemory() }
+        if version == AcceptorState.versionForced { forcedEpoch = try reader.getEpoch() }
         guard promised >= acceptedBallot, acceptedBallot >= chosenBallot else {
             throw DecodingError("voter state whose ballots contradict each other", at: 0)
         }

@@ -44,6 +44,7 @@ final class ControlPlane {
     private var waitingOrders: [@Sendable (DataPlane) -> Void] = []
 
     private(set) var role: RoleState?
+    private(set) var promotion = PromotionState.none
     private(set) var witness = WitnessState.unknown
     private(set) var leaseUntil: UInt64 = 0
     private(set) var openEpoch: Epoch?
@@ -127,7 +128,8 @@ final class ControlPlane {
     /// The data side compares logs with the other node by what this voter has accepted.
     private func noteDecision(from before: AcceptorState?) {
         guard let state = member.state else { return }
-        if before?.acceptedBallot != state.acceptedBallot || before == nil {
+        let isNews = before?.acceptedBallot != state.acceptedBallot || before?.chosenBallot != state.chosenBallot
+        if before == nil || isNews, state.mayBeToldOfLogs {
             let ballot = state.acceptedBallot
             let parts: [UInt64] = [
                 UInt64(ballot.instance.generation), ballot.instance.birth, ballot.number, UInt64(ballot.node.rawValue),
@@ -171,7 +173,7 @@ final class ControlPlane {
             connections[voter]?.send(
                 message, epoch: member.state?.accepted.epoch ?? .none, mirror: member.state?.mirror ?? .none)
         case .setPolicy(let policy, let token): order { $0.setPolicy(policy, token: token) }
-        case .prepareToServe(let decision): order { $0.prepareToServe(decision) }
+        case .prepareToServe(let decision, _): order { $0.prepareToServe(decision) }
         case .serve(let decision, let inheritance):
             noteTakeover(decision)
             order { $0.serve(decision, inheritance) }
@@ -185,6 +187,9 @@ final class ControlPlane {
         case .follow: order { $0.follow() }
         case .role(let state): roleChanged(state)
         case .witnessState(let state): witnessChanged(state)
+        case .promotion(let state):
+            promotion = state
+            logger.critical("forced promotion: \(state)")
         case .adminRefused(let text):
             lastRefusal = (text, reactor.now)
             logger.error("\(text)")

@@ -52,6 +52,8 @@ public struct Acceptor: Sendable {
     private var incarnationToken: UInt64 = 0
     private var held: [Held] = []
     private var lastNumber: UInt64 = 0
+    /// The ballot in which this node's own member proposes a forced promotion.
+    private var forcedBallot: Ballot?
 
     /// Answers held for a write: more than this many and the oldest is dropped; its asker repeats the question.
     static let heldLimit = 64
@@ -293,6 +295,9 @@ public struct Acceptor: Sendable {
             next.promised = ballot
             next.acceptedBallot = ballot
             next.accepted = decision
+            // In the same write: whoever serves from this decision after a crash knows what it rests on.
+            if ballot == forcedBallot { next.forcedEpoch = decision.epoch }
+            if Voter(decision.primary) != voter || decision.inSync != own { next.forcedEpoch = nil }
             store(next, effects: &effects)
         }
         answer(node, to: message, .accepted(ballot), effects: &effects)
@@ -314,6 +319,37 @@ public struct Acceptor: Sendable {
         if next.acceptedBallot == ballot { next.chosenBallot = ballot }
         next.memory = memory
         if next != state { store(next, effects: &effects) }
+    }
+
+    // MARK: Forced promotion (on a node, by its own member)
+
+    /// The proposal that this node makes in `ballot` is a forced promotion.
+    mutating func noteForced(_ ballot: Ballot) { forcedBallot = ballot }
+
+    /// Another decision was chosen although this node was the sole member of a chosen set: only force can do that. This
+    /// node decides nothing alone any more, and seeds nobody.
+    mutating func renounce(effects: inout [AcceptorEffect]) {
+        guard var next = state, next.chosenBallot == next.acceptedBallot, let node = voter.node,
+            next.accepted.inSync.isOnly(node)
+        else { return }
+        next.chosenBallot = .zero
+        store(next, effects: &effects)
+    }
+
+    /// Promises `ballot`, which belongs to the instance that an empty witness is to be seeded with by force, and notes
+    /// the epoch of the decision in the seed. The seed may leave when this is on the disk.
+    ///
+    /// - Returns: why not: a grant to the other node may still run.
+    mutating func promiseForcedSeed(
+        _ ballot: Ballot, epoch: Epoch, now: BootNanoseconds, effects: inout [AcceptorEffect]
+    ) -> RoundRefusal? {
+        guard var next = state, let node = voter.node else { return .ballot }
+        if let reason = blocked(node, now: now) { return reason }
+        guard ballot > next.promised else { return .ballot }
+        next.promised = ballot
+        next.forcedEpoch = epoch
+        store(next, effects: &effects)
+        return nil
     }
 
     // MARK: Leases

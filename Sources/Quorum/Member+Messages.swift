@@ -163,6 +163,10 @@ extension Member {
         effects.append(.log(.info, "\(decision)"))
         if decision.primary != node {
             foundBehind = !decision.inSync.contains(node)
+            if promotion == .inDoubt, let state, decision.sequence > state.accepted.sequence {
+                say(.overtaken, effects: &effects)
+            }
+            if foundBehind { renounce(decision, effects: &effects) }
             if isLeading { depose(by: decision.epoch, effects: &effects) }
         } else {
             foundBehind = false

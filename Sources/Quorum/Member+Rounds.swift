@@ -72,7 +72,11 @@ extension Member {
 
     /// The change function: from the newest decision found to the one to propose; nil: leave it.
     private mutating func change(_ current: Decision, effects: inout [MemberEffect]) -> Decision? {
-        if proposer.purpose == .lead { return lead(current, effects: &effects) }
+        switch proposer.purpose {
+        case .lead: return lead(current, effects: &effects)
+        case .force: return force(current, effects: &effects)
+        case .goAlone, .add, .confirm: break
+        }
         guard current.primary == node else {
             // The other one won, or may yet: stop serving and give everything back BEFORE anything else. Its decision is
             // left to it: nothing here waits for it, and a decision without this node must never be completed by it.
@@ -91,7 +95,7 @@ extension Member {
         }
     }
 
-    private mutating func lead(_ current: Decision, effects: inout [MemberEffect]) -> Decision? {
+    mutating func lead(_ current: Decision, effects: inout [MemberEffect]) -> Decision? {
         foundBehind = !current.inSync.contains(node)
         // No node completes a decision that leaves it out (rule 13): it may be half of a proposal that nobody chose, and
         // completing it would lock out those who can still decide.
@@ -110,7 +114,7 @@ extension Member {
         return next
     }
 
-    private func epoch(after current: Decision) -> Epoch { max(current.epoch, max(log.lastEpoch, servedEpoch)).next }
+    func epoch(after current: Decision) -> Epoch { max(current.epoch, max(log.lastEpoch, servedEpoch)).next }
 
     /// The other node may be added: its disk holds everything acknowledged (rule 11).
     var mayAdd: Bool { isPeerCaughtUp && peerSilentSince == nil }
@@ -132,6 +136,7 @@ extension Member {
         learn(decision, effects: &effects)
         guard known == decision, decision.primary == node else { return }
         leaseBarred = false
+        if promotion == .inDoubt { say(.recorded(decision), effects: &effects) }
         switch mode {
         case .standby: startOpening(decision, effects: &effects)
         case .opening, .serving, .draining: adopt(decision, after: before, effects: &effects)
@@ -160,7 +165,7 @@ extension Member {
     /// Repeats questions, gives up lost rounds.
     mutating func tendRound(effects: inout [MemberEffect]) {
         guard !proposer.isIdle, let state else { return }
-        if proposer.purpose == .lead, proposer.phase == .preparing, hearsServer {
+        if proposer.purpose == .lead || proposer.purpose == .force, proposer.phase == .preparing, hearsServer {
             proposer.end()
             return
         }

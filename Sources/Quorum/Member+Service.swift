@@ -19,6 +19,7 @@ extension Member {
     private var mayLead: Bool {
         guard let state, !isDiskFailed else { return false }
         return state.accepted.inSync.isOnly(node) || isMerged || log.logComplete || isLoneWaitOver
+            || state.forcedEpoch != nil
     }
 
     /// The other node is lost for the purpose of going on without it.
@@ -51,7 +52,13 @@ extension Member {
             followingSaid = server != nil
             if let server { effects.append(.follow(node.peer, server)) }
         }
-        if !hearsServer, mayLead, now >= nextRoundAt { beginRound(.lead, effects: &effects) }
+        tendPromotion(effects: &effects)
+        guard !hearsServer, now >= nextRoundAt else { return }
+        if let order, !order.seedsWitness {
+            beginRound(.force, effects: &effects)
+        } else if mayLead {
+            beginRound(.lead, effects: &effects)
+        }
     }
 
     private mutating func evaluateLeading(effects: inout [MemberEffect]) {
@@ -117,7 +124,7 @@ extension Member {
             switch purpose {
             case .goAlone: isPeerLost || isOpeningTooLong
             case .add: mayAdd
-            case .lead, .confirm: false
+            case .lead, .confirm, .force: false
             }
         if stillWanted {
             beginRound(purpose, effects: &effects)
@@ -137,9 +144,15 @@ extension Member {
         followingSaid = false
         leaseAsked = 0
         statusSentAt = 0
-        effects.append(.prepareToServe(decision))
+        noteForce(decision)
+        effects.append(.prepareToServe(decision, inheritance))
         putInForce([decision.inSync], flushFirst: false, then: nil, effects: &effects)
         tendLease(effects: &effects)
+    }
+
+    /// A start of serving that rests on a forced promotion, of whatever process, says so.
+    private mutating func noteForce(_ decision: Decision) {
+        if let forced = state?.forcedEpoch, decision.inSync.isOnly(node) { inheritance = .byForce(since: forced) }
     }
 
     private mutating func tryToOpen(since: BootNanoseconds, effects: inout [MemberEffect]) {
@@ -157,6 +170,7 @@ extension Member {
                     "node \(node) serves what was on its disk, because the other node could not be reached for the "
                         + "configured time: writes that were acknowledged but never fsynced may be missing"))
         }
+        noteForce(known)
         effects.append(.serve(known, inheritance))
     }
 
@@ -292,6 +306,7 @@ extension Member {
     mutating func request(_ event: MemberEvent, effects: inout [MemberEffect]) {
         switch event {
         case .requestSwap: requestSwap(effects: &effects)
+        case .requestPromotion(let seedWitness): requestPromotion(seedWitness: seedWitness, effects: &effects)
         case .requestStop: requestStop(effects: &effects)
         case .requestStart:
             requestStart(effects: &effects)
@@ -346,6 +361,7 @@ extension Member {
         case .standby:
             // A round that is under way may make it primary: it ends first, in doubt like any other.
             proposer.end()
+            endPromotion(.refused("this node was stopped"), effects: &effects)
             startClosing(.stopped, next: .stopped(diskFailed: false), effects: &effects)
         case .closing(.standby): mode = .closing(next: .stopped(diskFailed: false))
         case .closing(.handedOver): mode = .closing(next: .handedOver(stop: true))
@@ -379,6 +395,7 @@ extension Member {
 
     mutating func ownDiskFailed(effects: inout [MemberEffect]) {
         isDiskFailed = true
+        endPromotion(.refused("this node's disk failed"), effects: &effects)
         effects.append(.log(.critical, "this node's disk failed: it is neither primary nor in sync any more"))
         proposer.end()
         startClosing(

@@ -74,6 +74,9 @@ public struct Member: Sendable {
     var lastRefusal: RoundRefusal?
     /// A round showed that this node is not in the set.
     var foundBehind = false
+    /// An administrator's order to lead by force, while it lasts. In memory only: a restart forgets it.
+    var order: PromotionOrder?
+    var promotion = PromotionState.none
 
     // The other voters.
     var incarnations = PerVoter<Incarnation?>(nil)
@@ -144,7 +147,7 @@ public struct Member: Sendable {
         case .ownDiskFailed: ownDiskFailed(effects: &effects)
         case .drained: drained(effects: &effects)
         case .drainFailed: drainFailed(effects: &effects)
-        case .requestSwap, .requestStop, .requestStart: request(event, effects: &effects)
+        case .requestSwap, .requestStop, .requestStart, .requestPromotion: request(event, effects: &effects)
         }
         guard acceptor != nil else { return }
         settle(effects: &effects)

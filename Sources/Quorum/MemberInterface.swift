@@ -64,8 +64,14 @@ public enum MemberEvent: Sendable {
     /// The application could not be stopped, or draining takes too long. Service goes on here, after a restart.
     case drainFailed
 
-    // From the administrator. (A forced promotion will be one more case here.)
+    // From the administrator.
 
+    /// Lead although this node is not in sync: what the other one acknowledged and this one lacks is lost. Carried out at
+    /// most once, within a bounded time, and never again after a restart (`Member+Promotion`). The shell has made sure
+    /// that this node's copy is whole.
+    ///
+    /// - `seedWitness`: also give an empty witness its memory from here, which otherwise takes the other node too.
+    case requestPromotion(seedWitness: Bool)
     case requestSwap
     case requestStop
     case requestStart
@@ -121,6 +127,25 @@ public enum Inheritance: Sendable, Hashable {
     /// The node restarted and waited for the other one in vain. Everything fsynced is there; writes that were
     /// acknowledged from memory may be missing. Say so, loudly, for ever.
     case unsyncedMayBeMissing
+    /// An administrator promoted this node by force, in this epoch: what the other node acknowledged alone is not there.
+    /// Say so for ever, BEFORE the directory opens. Comes with every start of serving until the other node is in sync
+    /// again, because a crash may have come between the decision and the statement.
+    case byForce(since: Epoch)
+}
+
+/// What became of an administrator's order to promote this node by force.
+public enum PromotionState: Sendable, Hashable {
+    case none
+    /// Being tried, until this moment at the latest.
+    case ordered(until: BootNanoseconds)
+    /// Nothing was recorded anywhere, and nothing will be.
+    case refused(String)
+    /// Recorded in this room; whether a second room has it too is not known yet. It cannot be taken back.
+    case inDoubt
+    /// Two of three rooms have recorded it.
+    case recorded(Decision)
+    /// The other node's decision came first: nothing was promoted.
+    case overtaken
 }
 
 /// What the member asks of the shell. Carry them out in this order, with the duties named at each.
@@ -133,8 +158,9 @@ public enum MemberEffect: Sendable {
     /// Put this rule in force for every acknowledgement from now on, THEN report `policyInForce`.
     case setPolicy(AckPolicy, token: UInt64)
     /// Recorded as primary in this decision, not open yet: follow nobody any more, acknowledge nothing to anybody, and
-    /// have the other node cut to this log in this epoch (then `peerFollows`).
-    case prepareToServe(Decision)
+    /// have the other node cut to this log in this epoch (then `peerFollows`). If something acknowledged may be missing
+    /// here, the other node is told with the log, BEFORE it cuts anything: it saves what it is about to lose.
+    case prepareToServe(Decision, Inheritance)
     /// Start to serve: make the inherited records durable, THEN write the epoch-start record, THEN open the
     /// directory and start the application. Nothing is acknowledged beyond the lease. The epoch may be later than that
     /// of `prepareToServe` (the other node was removed meanwhile); it then has to cut to this log anew, in this epoch.
@@ -158,6 +184,7 @@ public enum MemberEffect: Sendable {
     /// The role or its reason has changed.
     case role(RoleState)
     case witnessState(WitnessState)
+    case promotion(PromotionState)
     /// What the administrator asked for cannot be done, and why.
     case adminRefused(String)
     /// A fact worth a line.

@@ -9,6 +9,8 @@ enum Purpose: Sendable, Hashable {
     /// Change nothing: learn the decision and resolve doubt. A full round all the same (rule 6): what a plain read shows
     /// may be overtaken by an accept that is still on its way.
     case confirm
+    /// Become primary and sole member although not in sync: an administrator's order, once.
+    case force
 }
 
 /// One round of voting: what was asked, and who has answered what.

@@ -54,8 +54,20 @@ private func message(_ body: QuorumMessage.Body) -> QuorumMessage {
         #expect(try AcceptorState(decoding: bytes) == genesis)
     }
 
-    @Test func aFileWithAnyByteChangedIsRefused() {
-        let bytes = genesis.encoded()
+    @Test func goldenBytesOfTheFileOfAForcedNode() throws {
+        var state = genesis
+        state.forcedEpoch = Epoch(rawValue: 0x0102_0304)
+        let bytes = state.encoded()
+        #expect(Array(bytes[0..<6]) == [0x4C, 0x53, 0x41, 0x43, 2, 0])
+        #expect(Array(bytes.suffix(8).prefix(4)) == [4, 3, 2, 1])
+        #expect(bytes.count == genesis.encoded().count + 4)
+        #expect(try AcceptorState(decoding: bytes) == state)
+    }
+
+    @Test(arguments: [nil, Epoch(rawValue: 9)]) func aFileWithAnyByteChangedIsRefused(forced: Epoch?) {
+        var state = genesis
+        state.forcedEpoch = forced
+        let bytes = state.encoded()
         for index in bytes.indices {
             var damaged = bytes
             damaged[index] ^= 0x10

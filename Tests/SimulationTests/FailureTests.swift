@@ -13,7 +13,7 @@ private func calmWorld(seed: UInt64, loneRestart: UInt64? = nil) -> World {
 }
 
 /// Both nodes in sync, and the one that serves; nil if it never came to that.
-private func whole(_ seed: UInt64, loneRestart: UInt64? = nil) -> (World, SimulatedNode, SimulatedNode)? {
+func whole(_ seed: UInt64, loneRestart: UInt64? = nil) -> (World, SimulatedNode, SimulatedNode)? {
     let world = calmWorld(seed: seed, loneRestart: loneRestart)
     guard world.run(until: { world.isHealthy }, milliseconds: 30_000), let server = world.server else {
         Issue.record("seed \(seed): never whole: \(world.roles)")
@@ -22,7 +22,7 @@ private func whole(_ seed: UInt64, loneRestart: UInt64? = nil) -> (World, Simula
     return (world, world[server], world[server.peer])
 }
 
-private func expectWholeAgain(_ world: World) {
+func expectWholeAgain(_ world: World) {
     world.healEverything()
     world.settle()
     #expect(world.violations.isEmpty, "seed \(world.seed)")

@@ -6,10 +6,10 @@ import Testing
 #endif
 
 /// How many worlds: LOCKSTEP_SEEDS in the environment, for long runs.
-private var seedCount: UInt64 {
+var seedCount: UInt64 {
     getenv("LOCKSTEP_SEEDS").flatMap { unsafe UInt64(String(cString: $0)) } ?? 400
 }
-private var firstSeed: UInt64 {
+var firstSeed: UInt64 {
     getenv("LOCKSTEP_FIRST_SEED").flatMap { unsafe UInt64(String(cString: $0)) } ?? 1
 }
 
@@ -32,11 +32,13 @@ func stormOptions(_ seed: UInt64) -> WorldOptions {
     }
 }
 
-/// Prints the story of one world: LOCKSTEP_REPLAY=<seed>, and LOCKSTEP_BUG=<planted bug> if it had one.
+/// Prints the story of one world: LOCKSTEP_REPLAY=<seed>, LOCKSTEP_BUG=<planted bug> if it had one, and
+/// LOCKSTEP_FORCES=1 for one with forced promotions.
 @Test func replay() {
     guard let seed = getenv("LOCKSTEP_REPLAY").flatMap({ unsafe UInt64(String(cString: $0)) }) else { return }
     var options = stormOptions(seed)
     options.traces = true
+    options.forces = getenv("LOCKSTEP_FORCES") != nil
     if let bug = getenv("LOCKSTEP_BUG").map({ unsafe String(cString: $0) }) {
         options.bugs = Set(PlantedBug.allCases.filter { "\($0)" == bug })
     }

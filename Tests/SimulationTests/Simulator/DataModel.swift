@@ -8,10 +8,29 @@ struct ModelRecord: Equatable {
     var id: Int
 }
 
+/// What a node's voter has accepted, as the log states carry it.
+struct ModelVote: Equatable {
+    var decision: Decision?
+    var ballot: [UInt64] = []
+    var isForced = false
+
+    init(_ state: AcceptorState?) {
+        guard let state else { return }
+        isForced = state.forcedEpoch != nil
+        guard state.mayBeToldOfLogs else { return }
+        decision = state.accepted
+        let accepted = state.acceptedBallot
+        ballot = [
+            UInt64(accepted.instance.generation), accepted.instance.birth, accepted.number,
+            UInt64(accepted.node.rawValue),
+        ]
+    }
+}
+
 /// What the two data sides say to each other, on a link that keeps order within one session.
 enum DataMessage {
-    case hello(log: [ModelRecord], leads: Bool)
-    case follow(Epoch, log: [ModelRecord])
+    case hello(log: [ModelRecord], leads: Bool, vote: ModelVote, loss: Int?)
+    case follow(Epoch, log: [ModelRecord], loss: Int?)
     case follows(Epoch, received: Int)
     case append(Epoch, index: Int, ModelRecord)
     case ack(Epoch, received: Int, durable: Int)
@@ -25,6 +44,8 @@ enum DataOutput {
     case flush(count: Int)
     case acknowledged(id: Int, fsync: Bool)
     case opened(Decision, Inheritance)
+    /// Records cut without being saved: none of them was ever acknowledged.
+    case dropped([Int])
     case breakLink
 }
 
@@ -48,15 +69,20 @@ struct DataModel {
     var log: [ModelRecord] = []
     var durable = 0
     var isComplete = false
+    /// The last record when this node last began to serve without everything acknowledged: the permanent statement.
+    var loss: Int?
+    /// Records that were saved before they were cut.
+    var rescued: [Int] = []
 
     // In memory.
     var role = Role.idle
     var epoch = Epoch.none
     var decision: Decision?
+    var vote = ModelVote(nil)
     var inheritance = Inheritance.complete
     var linkUp = false
     var followed: Epoch?
-    var offered: (Epoch, [ModelRecord])?
+    var offered: (Epoch, [ModelRecord], Int?)?
     var policy = AckPolicy(possible: [], flushFirst: false)
     var policyToken: UInt64?
     var policyFlush = 0
@@ -85,6 +111,8 @@ struct DataModel {
         next.log = Array(log.prefix(durable))
         next.durable = durable
         next.isComplete = isComplete && durable == log.count
+        next.loss = loss
+        next.rescued = rescued
         self = next
     }
 
@@ -103,18 +131,19 @@ struct DataModel {
             policyToken = token
             policyFlush = policy.flushFirst ? log.count : 0
             withdrawCaughtUp(&out)
-        case .prepareToServe(let decision):
+        case .prepareToServe(let decision, let inheritance):
+            self.inheritance = inheritance
             role = .opening
             epoch = decision.epoch
             self.decision = decision
             forgetPeer()
-            if linkUp { out.append(.send(.follow(epoch, log: log))) }
+            if linkUp { out.append(.send(.follow(epoch, log: log, loss: lossToTell))) }
         case .serve(let decision, let inheritance):
             role = .starting
             if epoch != decision.epoch {
                 epoch = decision.epoch
                 forgetPeer()
-                if linkUp { out.append(.send(.follow(epoch, log: log))) }
+                if linkUp { out.append(.send(.follow(epoch, log: log, loss: lossToTell))) }
             }
             self.decision = decision
             self.inheritance = inheritance
@@ -142,10 +171,16 @@ struct DataModel {
             guard role != .following || followed != decision?.epoch else { break }  // the same life: nothing to cut
             followed = decision?.epoch
             role = .following
-            if let offered, offered.0 == followed { followNow(offered.0, offered.1, out: &out) }
+            if let offered, offered.0 == followed { followNow(offered.0, offered.1, loss: offered.2, out: &out) }
         default: break
         }
         advance(now: now, out: &out)
+    }
+
+    /// What the other node must know before it cuts: also of a start of serving that is only beginning, or of a promotion
+    /// by force that is recorded and has not led to one.
+    private var lossToTell: Int? {
+        vote.isForced || leads && inheritance != .complete && role != .primary ? log.count : loss
     }
 
     private mutating func forgetPeer() {
@@ -176,8 +211,8 @@ struct DataModel {
         forgetPeer()
         if up {
             out.append(.event(.peerBack))
-            out.append(.send(.hello(log: log, leads: leads)))
-            if leads { out.append(.send(.follow(epoch, log: log))) }
+            out.append(.send(.hello(log: log, leads: leads, vote: vote, loss: lossToTell)))
+            if leads { out.append(.send(.follow(epoch, log: log, loss: lossToTell))) }
         } else {
             out.append(.event(.peerSilent(.linkLost)))
         }
@@ -185,10 +220,11 @@ struct DataModel {
 
     mutating func receive(_ message: DataMessage, now: UInt64, out: inout [DataOutput]) {
         switch message {
-        case .hello(let theirs, let peerLeads): merge(theirs, peerLeads: peerLeads, out: &out)
-        case .follow(let epoch, let theirs):
-            offered = (epoch, theirs)
-            if role == .following, followed == epoch { followNow(epoch, theirs, out: &out) }
+        case .hello(let theirs, let peerLeads, let vote, let loss):
+            merge(theirs, peerLeads: peerLeads, vote: vote, loss: loss, out: &out)
+        case .follow(let epoch, let theirs, let loss):
+            offered = (epoch, theirs, loss)
+            if role == .following, followed == epoch { followNow(epoch, theirs, loss: loss, out: &out) }
         case .follows(let epoch, let received):
             guard leads, epoch == self.epoch else { return }
             peerFollows = true
@@ -212,42 +248,54 @@ struct DataModel {
     }
 
     /// Two logs meet and neither side leads: the one that is behind, by (last epoch, length), takes the other.
-    private mutating func merge(_ theirs: [ModelRecord], peerLeads: Bool, out: inout [DataOutput]) {
+    private mutating func merge(
+        _ theirs: [ModelRecord], peerLeads: Bool, vote other: ModelVote, loss: Int?, out: inout [DataOutput]
+    ) {
         guard !peerLeads else { return }
         guard role == .idle || role == .following || role == .opening else { return }
-        let plan = SyncPlan.make(me: node, mine: state(of: log), theirs: state(of: theirs))
+        let plan = SyncPlan.make(me: node, mine: state(of: log, vote), theirs: state(of: theirs, other))
         if plan == .follow, log != theirs {
-            replaceLog(theirs)
-            if role == .opening { out.append(.send(.follow(epoch, log: log))) }
+            replaceLog(theirs, loss: loss, out: &out)
+            if role == .opening { out.append(.send(.follow(epoch, log: log, loss: lossToTell))) }
         }
         out.append(.event(.merged))
     }
 
-    /// A log as a node tells of it. Both nodes know one decision here: what the member adds to it is its own matter.
-    private func state(of log: [ModelRecord]) -> LogState {
+    /// A log as a node tells of it.
+    private func state(of log: [ModelRecord], _ vote: ModelVote) -> LogState {
         var epochs: [EpochStart] = []
         for (index, record) in log.enumerated() where epochs.last.map({ $0.epoch != record.epoch }) ?? true {
             epochs.append(EpochStart(epoch: record.epoch, firstSeq: Seq(rawValue: UInt64(index + 1))))
         }
         let last = Seq(rawValue: UInt64(log.count))
         return LogState(
-            isServing: false, isIncomplete: false,
-            decision: Decision(sequence: 1, epoch: Epoch(rawValue: 1), primary: .a, inSync: .both), ballot: [],
+            isServing: false, isIncomplete: false, decision: vote.decision, ballot: vote.ballot,
             lastSeq: last, lastChain: 0, durableSeq: last, committedSeq: .zero, oldestSeq: Seq(rawValue: 1),
             epochs: epochs)
     }
 
-    private mutating func followNow(_ epoch: Epoch, _ theirs: [ModelRecord], out: inout [DataOutput]) {
-        replaceLog(theirs)
-        offered = (epoch, theirs)
+    private mutating func followNow(
+        _ epoch: Epoch, _ theirs: [ModelRecord], loss: Int?, out: inout [DataOutput]
+    ) {
+        replaceLog(theirs, loss: loss, out: &out)
+        offered = (epoch, theirs, loss)
         out.append(.event(.merged))
         out.append(.send(.follows(epoch, received: log.count)))
         out.append(.send(.ack(epoch, received: log.count, durable: durable)))
     }
 
-    private mutating func replaceLog(_ theirs: [ModelRecord]) {
+    private mutating func replaceLog(_ theirs: [ModelRecord], loss: Int?, out: inout [DataOutput]) {
         var common = 0
         while common < min(log.count, theirs.count), log[common] == theirs[common] { common += 1 }
+        let seq = { (count: Int) in Seq(rawValue: UInt64(count)) }
+        let mustBeSaved = DivergedTail.mustBeSaved(
+            common: seq(common), last: seq(log.count), committed: .zero, acknowledged: .zero, lossAt: loss.map(seq))
+        let dropped = log[common...].map(\.id)
+        if mustBeSaved, !bugs.contains(.cutsWithoutSaving) {
+            rescued += dropped
+        } else if !dropped.isEmpty {
+            out.append(.dropped(dropped))
+        }
         log = theirs
         durable = min(durable, common)
         flushing = 0
@@ -295,6 +343,7 @@ struct DataModel {
         if role == .starting, durable == log.count, let decision {
             role = .primary
             acknowledged = log.count
+            if inheritance != .complete { loss = log.count }
             out.append(.opened(decision, inheritance))
             append(ModelRecord(epoch: epoch, id: -Int(epoch.rawValue)), fsync: true, now: now, out: &out)
         }

@@ -19,8 +19,14 @@ extension World {
         }
         epochOwners[decision.epoch] = node.node
         let held = Set(node.data.log.map(\.id))
+        var isForced = false
+        if case .byForce(let since) = inheritance { isForced = forcedEpochs.insert(since).inserted }
         for (id, write) in acknowledged.sorted(by: { $0.key < $1.key }) where !held.contains(id) {
-            if inheritance == .unsyncedMayBeMissing, !write.fsync {
+            if isForced {
+                acknowledged[id] = nil
+                // From two memories it may be lost with both rooms, as ever; alone it is on the other disk.
+                if write.fsync || write.kills == nil { lostByForce.insert(id) }
+            } else if inheritance == .unsyncedMayBeMissing, !write.fsync {
                 acknowledged[id] = nil
                 forgiven += 1
             } else {
@@ -86,6 +92,10 @@ extension World {
         }
         let common = min(a.data.log.count, b.data.log.count)
         if a.data.log.prefix(common) != b.data.log.prefix(common) { violate("at the end the logs differ") }
+        let saved = Set(a.data.rescued + b.data.rescued + a.data.log.map(\.id))
+        for id in lostByForce.sorted() where !saved.contains(id) {
+            violate("write \(id), left out by a forced promotion, is nowhere")
+        }
     }
 
     // MARK: Faults
@@ -107,6 +117,16 @@ extension World {
 
     /// The witness's disk is replaced.
     func reinstallWitness() {
+        // After a forced promotion the witness stays until the other node has heard of it: see `Member+Promotion`.
+        let newest = chosen.values.map(\.epoch).max() ?? .none
+        for node in nodes {
+            if let vote = node.disk, vote.accepted.inSync.isOnly(node.node), vote.chosenBallot == vote.acceptedBallot,
+                !forcedEpochs.isEmpty || nodes.contains(where: { $0.disk?.forcedEpoch != nil }),
+                vote.accepted.epoch < newest
+            {
+                return
+            }
+        }
         kill(witness)
         say("witness installed anew")
         witness.disk = nil
@@ -127,6 +147,13 @@ extension World {
 
     func randomFault() {
         guard now >= calmUntil else { return }
+        if options.forces {
+            if random.chance(100) { return strand() }
+            if random.chance(250) {
+                for node in nodes { step(node, .requestPromotion(seedWitness: random.chance(300))) }
+                return
+            }
+        }
         switch random.next() % 26 {
         case 0, 1, 2: kill(nodes[Int(random.next() % 2)])
         case 3, 4, 5, 6: start(nodes[Int(random.next() % 2)])
@@ -143,6 +170,30 @@ extension World {
         case 23: for node in nodes { step(node, .requestSwap) }
         case 24: if random.chance(300) { step(nodes[Int(random.next() % 2)], .requestStop) }
         default: for node in nodes { step(node, .requestStart) }
+        }
+    }
+
+    /// The standby is lost, the primary writes alone and is lost or cut off; the standby is back, and is promoted.
+    private func strand() {
+        healEverything()
+        guard let server else { return }
+        let (primary, other) = (self[server], self[server.peer])
+        kill(other)
+        let alone = random.between(1500, 5000) * ms
+        if random.chance(300) { calmUntil = now + alone * 2 }
+        after(alone) { [unowned self] in
+            guard isStormy else { return }
+            if random.chance(300) { setCut(between: primary.voter, .witness, true) } else { kill(primary) }
+            setCut(between: .a, .b, true)
+            start(other)
+            for _ in 0..<3 {
+                let node = other.node
+                let seeds = random.chance(300)
+                after(random.between(10, 7000) * ms) { [unowned self] in
+                    guard isStormy else { return }
+                    step(self[node], .requestPromotion(seedWitness: seeds))
+                }
+            }
         }
     }
 

@@ -15,6 +15,8 @@ enum PlantedBug: Hashable, CaseIterable {
     case voterForgetsGrants
     /// Rule 10 broken: a witness that was installed anew starts from the first decision instead of waiting for a seed.
     case witnessReinventsItself
+    /// What a forced promotion leaves out is cut without being saved.
+    case cutsWithoutSaving
 }
 
 /// How bad the world is.
@@ -29,6 +31,8 @@ struct WorldOptions {
     var writeEvery: ClosedRange<UInt64> = 60...200  // ms
     var loneRestart: UInt64? = nil  // ms
     var bugs: Set<PlantedBug> = []
+    /// Administrators promote by force, at random.
+    var forces = false
     var traces = false
 }
 
@@ -58,6 +62,7 @@ final class SimulatedNode: Machine {
     var toDataAt: UInt64 = 0
     var toMemberAt: UInt64 = 0
     var role: RoleState?
+    var promotion = PromotionState.none
     var linkSession = 0  // 0: down
     var kills = 0
     /// The journal's writes take so much longer, in ms.
@@ -104,6 +109,10 @@ final class World {
     }
     var acknowledged: [Int: Acknowledgement] = [:]
     var forgiven = 0
+    var everAcknowledged: Set<Int> = []
+    /// Acknowledged writes that a forced promotion left out.
+    var lostByForce: Set<Int> = []
+    var forcedEpochs: Set<Epoch> = []
     var openings: [(node: NodeID, epoch: Epoch)] = []
     var epochOwners: [Epoch: NodeID] = [:]
     var votes: [Ballot: (decision: Decision, voters: Set<Voter>)] = [:]
@@ -291,6 +300,7 @@ final class World {
         var effects: [MemberEffect] = []
         member.step(event, now: node.clock(now), effects: &effects)
         node.member = member
+        node.data.vote = ModelVote(member.state)
         for effect in effects { carryOut(effect, node) }
     }
 
@@ -308,6 +318,9 @@ final class World {
         case .log(let level, let text):
             say("\(node.node) \(level): \(text)")
         case .witnessState(let state): say("\(node.node) witness \(state)")
+        case .promotion(let state):
+            node.promotion = state
+            say("\(node.node) promotion \(state)")
         case .adminRefused(let text): say("\(node.node) refuses: \(text)")
         default:
             switch effect {
@@ -473,8 +486,15 @@ final class World {
         case .acknowledged(let id, let fsync):
             let inBoth = nodes.allSatisfy { $0.data.log.contains { $0.id == id } }
             acknowledged[id] = Acknowledgement(fsync: fsync, kills: inBoth ? nodes.map(\.kills) : nil)
+            everAcknowledged.insert(id)
             lastAcknowledgement = now
         case .opened(let decision, let inheritance): opened(node, decision, inheritance)
+        case .dropped(let ids):
+            // What the other node holds comes back from there.
+            let held = Set(self[node.node.peer].data.log.map(\.id))
+            for id in ids where everAcknowledged.contains(id) && !held.contains(id) {
+                violate("\(node.node) cuts acknowledged write \(id) without saving it")
+            }
         case .breakLink: breakLink()
         }
     }
