@@ -137,7 +137,8 @@ final class ResyncFollower: ResyncSession {
         let length = UInt64(probe.hashes.count) * UInt64(probe.blockBytes)
         plane.compareOnWorker { tree throws(TreeError) in
             try tree.blockHashes(
-                of: probe.file, at: probe.offset, length: length, blockBytes: Int(probe.blockBytes), seed: probe.seed)
+                of: probe.file, at: probe.offset, length: length, blockBytes: Int(probe.blockBytes), seed: probe.seed,
+                zerosAreHoles: false)
         } then: { [weak self] result in
             guard let self, !isCancelled, phase == .receiving else { return }
             var differs = [UInt8](repeating: 0, count: (probe.hashes.count + 7) / 8)

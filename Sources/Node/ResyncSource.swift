@@ -439,7 +439,7 @@ final class ResyncSource: ResyncSession {
             }
             return try tree.blockHashes(
                 of: file, at: offset, length: min(rest, ResyncLimits.windowBytes),
-                blockBytes: ResyncLimits.blockBytes, seed: seed)
+                blockBytes: ResyncLimits.blockBytes, seed: seed, zerosAreHoles: false)
         } then: { [self] result, _ in
             task.isBusy = false
             switch result {

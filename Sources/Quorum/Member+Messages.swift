@@ -95,8 +95,12 @@ extension Member {
             lastRefusal = reason
             proposer.refused(by: voter, ballot, phase, reason, now: now)
         case .leaseGranted(let number): lease.granted(by: voter, number: number)
-        case .leaseRefused(let number, let reason, _):
+        case .leaseRefused(let number, let reason, let accepted):
             lease.answered(by: voter, number: number)
+            // A voter that accepted the other node's later epoch did so after that node's own disk had: two of three. So
+            // this node is deposed for certain, also when it cannot hear the one that leads. Lost, late or doubled: what
+            // was chosen stays chosen, and the next lease request is answered the same.
+            if reason == .notPrimary, let known, accepted > known.epoch { depose(by: accepted, effects: &effects) }
             if reason == .tooLong, !saidGrantTooLong {
                 saidGrantTooLong = true
                 effects.append(

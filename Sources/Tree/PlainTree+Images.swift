@@ -60,10 +60,12 @@ extension PlainTree {
     /// - Parameters:
     ///   - offset, length: whole blocks; the file may end before.
     ///   - seed: drawn anew for each comparison, so that two blocks that collide do not do so for ever.
-    /// - Returns: one for each block; nil for a block that holds only zeros: a hole, zeros that were written, or behind the
-    ///   end. A short last block is hashed as if zeros followed.
+    ///   - zerosAreHoles: a block of zeros that were written counts as a hole. Without that, holes stay holes and written
+    ///     zeros take the same space in both rooms.
+    /// - Returns: one for each block; nil for a block that is a hole, or behind the end. A short last block is hashed as if
+    ///   zeros followed.
     public func blockHashes(
-        of file: FileID, at offset: UInt64, length: UInt64, blockBytes: Int, seed: UInt64
+        of file: FileID, at offset: UInt64, length: UInt64, blockBytes: Int, seed: UInt64, zerosAreHoles: Bool = true
     ) throws(TreeError) -> [Hash128?] {
         let block = UInt64(blockBytes)
         precondition(blockBytes > 0 && offset % block == 0 && length % block == 0, "hashes are of whole blocks")
@@ -79,9 +81,9 @@ extension PlainTree {
                 let count = try unsafe System.read(fd, space, at: position)
                 guard count > 0 else { return }
                 unsafe memset(space.baseAddress! + count, 0, blockBytes - count)
-                // A block of zeros is as good as a hole, however the file system keeps it.
                 let isZero =
-                    unsafe space[0] == 0 && memcmp(space.baseAddress!, space.baseAddress! + 1, blockBytes - 1) == 0
+                    unsafe zerosAreHoles && space[0] == 0
+                    && memcmp(space.baseAddress!, space.baseAddress! + 1, blockBytes - 1) == 0
                 if !isZero {
                     hashes[Int((position - offset) / block)] = unsafe Hash128(
                         of: UnsafeRawBufferPointer(space), seed: seed)

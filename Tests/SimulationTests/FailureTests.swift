@@ -106,6 +106,20 @@ func expectWholeAgain(_ world: World) {
         expectWholeAgain(world)
     }
 
+    /// It cannot hear the node that took over, only the witness: that is enough to know.
+    @Test(arguments: seeds) func failure07APausedPrimaryThatHearsTheWitnessAloneStepsDownWithinASecond(seed: UInt64) {
+        guard let (world, primary, other) = whole(seed) else { return }
+        world.pause(primary)
+        world.setCut(between: primary.voter, other.voter, true)
+        #expect(world.run(until: { world.server == other.node }, milliseconds: 20_000))
+        world.resume(primary)
+        #expect(world.run(until: { primary.role?.role == .wait }, milliseconds: 1000))
+        world.run(milliseconds: 5000)
+        #expect(primary.role?.role == .wait)
+        #expect(world.server == other.node)
+        expectWholeAgain(world)
+    }
+
     @Test(arguments: seeds) func failure07APausedPrimaryAcknowledgesNothingWhenItWakes(seed: UInt64) {
         guard let (world, primary, other) = whole(seed) else { return }
         world.pause(primary)

@@ -217,4 +217,23 @@ private struct Comparison {
         #expect(hashes.count(where: { $0 != nil }) == 1)
         #expect(hashes.last! != nil)
     }
+    /// A hole in one room where the other has zeros that were written would be found equal otherwise, and stay.
+    @Test func writtenZerosAreNoHoleInAComparison() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        let file = FileID(epoch: Epoch(rawValue: 7), counter: 1)
+        try tree.apply(
+            .create(
+                file: file, parent: .root, name: Array("zeros".utf8),
+                attributes: FileAttributes(mode: S_IFREG | 0o600, uid: 0, gid: 0), target: [], xattrs: []))
+        try tree.write(file, [UInt8](repeating: 0, count: 65536), at: 0)
+        try tree.write(file, [1], at: 200_000)
+        let hashes = { (zerosAreHoles: Bool) in
+            try tree.blockHashes(
+                of: file, at: 0, length: 65536 * 2, blockBytes: 65536, seed: 1, zerosAreHoles: zerosAreHoles)
+        }
+        #expect(try hashes(true) == [nil, nil])
+        let exact = try hashes(false)
+        #expect(exact[0] != nil && exact[1] == nil)
+    }
 }

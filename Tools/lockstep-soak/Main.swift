@@ -79,17 +79,18 @@ struct WritersCommand: ParsableCommand {
     @Option var node: String
     @Option var writers: Int
     @Option var seed: UInt64
-    @Option(help: "Milliseconds between two operations of one writer, at most.") var pause = 8
-
     func run() throws {
         for number in 0..<writers {
             let thread = Thread {
                 var life: UInt64 = 0
                 while true {
                     life += 1
+                    // Sometimes as fast as it goes: then the journal does not reach back for long.
+                    let pauseMax = [0, 4, 16].randomElement() ?? 0
                     let writer = Writer(
                         name: "w\(number)", directory: directory, records: records, node: node,
-                        seed: seed &* 1_000_003 &+ UInt64(number) &* 7919 &+ bootNanoseconds() &+ life, pauseMax: pause)
+                        seed: seed &* 1_000_003 &+ UInt64(number) &* 7919 &+ bootNanoseconds() &+ life,
+                        pauseMax: pauseMax)
                     do {
                         try writer.run()
                     } catch {

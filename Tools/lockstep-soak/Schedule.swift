@@ -8,6 +8,9 @@ enum Victim: String, CaseIterable { case serving, standby }
 /// The ends of a link.
 enum Place: String, CaseIterable { case serving, standby, witness }
 
+/// The file systems of a room: journal and votes, or the plain files.
+enum Disk: String, CaseIterable { case state, files }
+
 enum Accident: Equatable {
     /// SIGKILL to the daemon; the application and the mounts of its room stay.
     case killDaemon(Victim)
@@ -29,8 +32,16 @@ enum Accident: Equatable {
     case swap
     /// SIGTERM to the daemon.
     case stop(Victim)
-    /// So many KiB are left free on the file system of the plain files.
-    case fillFiles(Victim, leaving: Int)
+    /// So many KiB are left free on a file system.
+    case fill(Victim, Disk, leaving: Int)
+    /// Every write to a file system hangs for so long.
+    case freeze(Victim, Disk, milliseconds: Int)
+    /// A file system fails from now on.
+    case breakDisk(Victim, Disk)
+    /// The room is lost, and comes back with empty disks.
+    case replaceDisks
+    /// Whatever does not run is started; links stay as they are.
+    case startWhatIsDown
 
     var text: String {
         switch self {
@@ -49,8 +60,14 @@ enum Accident: Equatable {
         case .pause(let victim, let milliseconds): "halt the room that is \(victim.rawValue) for \(milliseconds) ms"
         case .swap: "swap"
         case .stop(let victim): "stop the daemon that is \(victim.rawValue)"
-        case .fillFiles(let victim, let leaving):
-            "fill the disk of the room that is \(victim.rawValue), leaving \(leaving) KiB"
+        case .fill(let victim, let disk, let leaving):
+            "fill the disk of the \(disk.rawValue) of the room that is \(victim.rawValue), leaving \(leaving) KiB"
+        case .freeze(let victim, let disk, let milliseconds):
+            "hang the disk of the \(disk.rawValue) of the room that is \(victim.rawValue) for \(milliseconds) ms"
+        case .breakDisk(let victim, let disk):
+            "break the disk of the \(disk.rawValue) of the room that is \(victim.rawValue)"
+        case .replaceDisks: "lose the room that is standby, with its disks"
+        case .startWhatIsDown: "start what is down"
         }
     }
 }
@@ -89,15 +106,18 @@ struct Schedule {
     mutating func next() -> Round {
         number += 1
         var events: [Round.Event] = []
-        // One accident as a rule; sometimes the next comes before the first is mended.
-        let count = [1, 1, 1, 2, 2, 3][below(6)]
+        // Few accidents as a rule; sometimes the next comes before the one before is mended, or while it is being mended.
+        let count = [1, 1, 1, 2, 2, 3, 4][below(7)]
         for index in 0..<count {
             let early = below(3) == 0
             let pause = index == 0 ? 1000 + below(4000) : early ? below(400) : below(8000)
             events.append(.init(milliseconds: pause, accident: draw()))
+            if index < count - 1 && below(2) == 0 {
+                events.append(.init(milliseconds: below(10_000), accident: .startWhatIsDown))
+            }
         }
         return Round(
-            number: number, events: events, holdMilliseconds: below(3) == 0 ? below(1000) : below(12_000),
+            number: number, events: events, holdMilliseconds: [below(1000), below(12_000), below(40_000)][below(3)],
             mendMilliseconds: below(3) == 0 ? 0 : below(3000), witnessFirst: below(2) == 0, alphaFirst: below(2) == 0)
     }
 
@@ -109,28 +129,33 @@ struct Schedule {
     }
 
     private mutating func draw() -> Accident {
-        switch below(30) {
+        switch below(40) {
         case 0..<4: return .killDaemon(victim())
         case 4..<7: return .loseRoom(victim())
-        case 7..<10: return .cutPower(victim())
-        case 10..<12: return .cutPowerOfBoth
-        case 12: return .killBothDaemons
-        case 13: return .killWitness
-        case 14: return .reinstallWitness
-        case 15..<17:
+        case 7..<11: return .cutPower(victim())
+        case 11..<13: return .cutPowerOfBoth
+        case 13: return .killBothDaemons
+        case 14: return .killWitness
+        case 15: return .reinstallWitness
+        case 16..<18:
             let (a, b) = link()
             return .cut(a, b)
-        case 17..<19:
+        case 18..<20:
             let (a, b) = link()
             return .cutOneWay(from: a, to: b)
-        case 19: return .cutRoom(victim())
-        case 20..<22:
+        case 20..<22: return .cutRoom(victim())
+        case 22..<24:
             let (a, b) = link()
             return .flap(a, b, times: 2 + below(6), milliseconds: 300 + below(2000))
-        case 22..<24: return .pause(victim(), milliseconds: 500 + below(9000))
-        case 24..<26: return .swap
-        case 26..<28: return .stop(victim())
-        default: return .fillFiles(victim(), leaving: below(3000))
+        case 24..<26: return .pause(victim(), milliseconds: 500 + below(9000))
+        case 26..<29: return .swap
+        case 29..<31: return .stop(victim())
+        case 31..<33: return .freeze(victim(), disk(), milliseconds: 500 + below(9000))
+        case 33..<35: return .breakDisk(victim(), disk())
+        case 35: return .replaceDisks
+        default: return .fill(victim(), disk(), leaving: below(3000))
         }
     }
+
+    private mutating func disk() -> Disk { Disk.allCases[below(2)] }
 }

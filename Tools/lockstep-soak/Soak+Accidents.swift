@@ -3,6 +3,16 @@ import Foundation
 import Rooms
 import Workload
 
+extension Disk {
+    /// In both rooms.
+    var mountPoint: String {
+        switch self {
+        case .state: "/var/lib/lockstep"
+        case .files: Cluster.backing
+        }
+    }
+}
+
 extension Soak {
     /// The node that serves now; the one that did last if none does.
     private func node(_ victim: Victim) -> ClusterNode {
@@ -61,9 +71,42 @@ extension Soak {
             room.resumeAll()
         case .swap: swap()
         case .stop(let victim): try stopDaemon(node(victim))
-        case .fillFiles(let victim, let leaving):
+        case .fill, .freeze, .breakDisk, .replaceDisks: try happenToDisk(accident)
+        case .startWhatIsDown:
+            try mendWitness()
+            for node in cluster.nodes { try mend(node) }
+        }
+    }
+
+    private func happenToDisk(_ accident: Accident) throws {
+        switch accident {
+        case .fill(let victim, let disk, let leaving):
             let node = node(victim)
-            heldSpace[node.name] = try node.room.fillFileSystem(at: Cluster.backing, leaving: leaving << 10)
+            guard !brokenRooms.contains(node.name) else { return }
+            heldSpace[node.name] = try node.room.fillFileSystem(at: disk.mountPoint, leaving: leaving << 10)
+        case .freeze(let victim, let disk, let milliseconds):
+            let room = node(victim).room
+            try room.freezeFileSystem(at: disk.mountPoint)
+            usleep(useconds_t(milliseconds * 1000))
+            try room.thawFileSystem(at: disk.mountPoint)
+        case .breakDisk(let victim, let disk):
+            let node = node(victim)
+            brokenRooms.insert(node.name)
+            noteLoss([node])
+            try node.room.shutDownFileSystem(at: disk.mountPoint)
+        case .replaceDisks:
+            let node = node(.standby)
+            // Only what is behind or equal: the last complete copy may not be thrown away.
+            guard let role = cluster.status(cluster.other(than: node))?.role, role == "ALONE" || role == "PRIM" else {
+                return progress.say("         not now: nobody serves")
+            }
+            try killRooms([node])
+            try node.room.reboot()
+            for disk in Disk.allCases {
+                try node.room.succeed(["find", disk.mountPoint, "-mindepth", "1", "-delete"])
+            }
+            try cluster.lockstep(node, ["init"])
+        default: break
         }
     }
 
@@ -85,6 +128,7 @@ extension Soak {
             heldSpace[node.name] = nil
             try node.room.loseUnwrittenData()
             try node.room.reboot()
+            brokenRooms.remove(node.name)
         }
     }
 
@@ -122,10 +166,7 @@ extension Soak {
         if round.witnessFirst { try mendWitness() }
         for node in round.alphaFirst ? cluster.nodes : cluster.nodes.reversed() {
             usleep(pause)
-            guard cluster.daemon(node)?.isRunning != true else { continue }
-            // The rest of a room that was lost is gone with its power; a daemon alone leaves its mounts behind.
-            if node.room.processIdentifiers.isEmpty { try node.room.reboot() }
-            try cluster.startDaemon(node)
+            try mend(node)
         }
         usleep(pause)
         if !round.witnessFirst { try mendWitness() }
@@ -142,6 +183,25 @@ extension Soak {
         let seconds = bootSeconds() - mended
         result.secondsToSyncMax = max(result.secondsToSyncMax, seconds)
         progress.say("round \(round.number): in sync after \(String(format: "%.1f", seconds)) s")
+    }
+
+    private func mend(_ node: ClusterNode) throws {
+        // A disk that failed, or was full when something had to be written: the machine is started again, the disk works.
+        let isStopped = brokenRooms.contains(node.name) || cluster.status(node)?.reason == "ownDiskFailed"
+        if isStopped {
+            progress.say("         the disks of \(node.name) work again, and it is started")
+            heldSpace[node.name] = nil
+            try killRooms([node])
+            try node.room.reboot()
+            brokenRooms.remove(node.name)
+        }
+        guard cluster.daemon(node)?.isRunning != true else { return }
+        // The rest of a room that was lost is gone with its power; a daemon alone leaves its mounts behind.
+        if !isStopped && node.room.processIdentifiers.isEmpty {
+            heldSpace[node.name] = nil
+            try node.room.reboot()
+        }
+        try cluster.startDaemon(node)
     }
 
     private func mendWitness() throws {

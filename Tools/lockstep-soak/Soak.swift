@@ -28,9 +28,10 @@ final class Soak {
     let records: String
     /// Moments at which a node's daemon lost its memory, on the boot clock, in nanoseconds.
     var memoryLosses: [(node: String, time: UInt64)] = []
+    /// What fills a disk, by node.
     var heldSpace: [String: HeldSpace] = [:]
-    var pausedRooms: [Room] = []
-    var flapping: [Thread] = []
+    /// Rooms of which a disk fails.
+    var brokenRooms: Set<String> = []
     /// What each writer's directory was found to be at the last judgement.
     var verified: [String: FileModel] = [:]
 
@@ -69,8 +70,8 @@ final class Soak {
             for (index, node) in cluster.nodes.enumerated() {
                 // One room has ext4, the other XFS, or both the same.
                 let type = (settings.seed >> UInt64(index)) & 1 == 0 ? "ext4" : "xfs"
-                try node.room.addDisk(at: "/var/lib/lockstep", fileSystem: "ext4", megabytes: 320)
-                try node.room.addDisk(at: Cluster.backing, fileSystem: type, megabytes: 400)
+                try node.room.addDisk(at: Disk.state.mountPoint, fileSystem: "ext4", megabytes: 320)
+                try node.room.addDisk(at: Disk.files.mountPoint, fileSystem: type, megabytes: 400)
                 try installApplication(node)
             }
         } catch {
@@ -152,7 +153,7 @@ final class Soak {
         for node in cluster.nodes {
             for (path, name) in [(Cluster.backing, "backing"), ("/var/lib/lockstep/ledger", "state")] {
                 _ = try? succeedOnHost(
-                    ["cp", "-a", "--sparse=always", node.room.hostPath(path), "\(place)/\(node.name)-\(name)"],
+                    ["cp", "-a", node.room.hostPath(path), "\(place)/\(node.name)-\(name)"],
                     within: 300)
             }
         }
