@@ -24,6 +24,8 @@ extension MirrorConfiguration {
         application = try Self.readApplication(&root)
         journal = try Self.readJournal(&root)
         timing = try Self.readTiming(&root)
+        verify = try Self.readVerify(&root)
+        resync = try Self.readResync(&root)
         logLevel = try Self.readLogLevel(&root)
         try root.finish()
         lines = document.lines

@@ -63,6 +63,32 @@ extension MirrorConfiguration {
         return journal
     }
 
+    static let rateMebibytesMaximum = 1 << 20
+
+    static func readVerify(_ root: inout Section) throws(ConfigurationError) -> Verify {
+        var section = try root.section("verify") ?? Section(root.document, path: "verify", entries: [:])
+        var at: WeeklyTime?
+        if let text = try section.string("at", example: "Sun 03:00") {
+            guard let time = WeeklyTime(text) else {
+                throw section.failure(
+                    "at", "\"\(text)\" is not a time", "Write \"Sun 03:00\" for once a week, or \"03:00\" for every day"
+                )
+            }
+            at = time
+        }
+        let rate = try section.integer(
+            "rateMebibytesPerSecond", default: 64, in: 0...rateMebibytesMaximum, unit: "MiB")
+        try section.finish()
+        return Verify(at: at, rateMebibytesPerSecond: rate == 0 ? nil : rate)
+    }
+
+    static func readResync(_ root: inout Section) throws(ConfigurationError) -> Resync {
+        var section = try root.section("resync") ?? Section(root.document, path: "resync", entries: [:])
+        let rate = try section.integer("rateMebibytesPerSecond", default: 0, in: 0...rateMebibytesMaximum, unit: "MiB")
+        try section.finish()
+        return Resync(rateMebibytesPerSecond: rate == 0 ? nil : rate)
+    }
+
     static func readTiming(_ root: inout Section) throws(ConfigurationError) -> Timing {
         var section = try root.section("timing") ?? Section(root.document, path: "timing", entries: [:])
         let timing = Timing(

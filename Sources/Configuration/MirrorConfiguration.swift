@@ -89,6 +89,20 @@ public struct MirrorConfiguration: Sendable, Equatable {
         public var loneRestart: LoneRestart
     }
 
+    /// The comparison of both nodes while they serve.
+    public struct Verify: Sendable, Equatable {
+        /// When one begins by itself; nil: only when an administrator asks.
+        public var at: WeeklyTime?
+        /// What each node reads for it in a second at most; nil: no limit.
+        public var rateMebibytesPerSecond: Int?
+    }
+
+    /// Bringing the other node back.
+    public struct Resync: Sendable, Equatable {
+        /// What is sent in a second besides what the application writes; nil: no limit.
+        public var rateMebibytesPerSecond: Int?
+    }
+
     public enum LogLevel: String, Sendable, CaseIterable {
         case trace, debug, info, notice, warning, error, critical
     }
@@ -111,6 +125,8 @@ public struct MirrorConfiguration: Sendable, Equatable {
     public var application: Application?
     public var journal: Journal
     public var timing: Timing
+    public var verify: Verify
+    public var resync: Resync
     public var logLevel: LogLevel
     /// Lines of keys, for findings about the machine.
     let lines: LineIndex
@@ -147,6 +163,7 @@ public struct MirrorConfiguration: Sendable, Equatable {
             && left.state == right.state && left.mode == right.mode && left.nodes == right.nodes
             && left.witness == right.witness && left.addresses == right.addresses
             && left.application == right.application && left.journal == right.journal && left.timing == right.timing
+            && left.verify == right.verify && left.resync == right.resync
             && left.logLevel == right.logLevel
     }
 }

@@ -6,7 +6,7 @@
 ///
 /// ```
 /// byte  0  magic "LSBATCH1"                                   8
-///       8  version (1)                                        u16
+///       8  version (1 or 2)                                   u16
 ///      10  reserved                                           u16
 ///      12  epoch                                              u32
 ///      16  mirror id                                          16
@@ -30,8 +30,13 @@ public struct BatchHeader: Sendable, Hashable {
     public static let sharedByteCount = 96
     /// "LSBATCH1" read as a little-endian number.
     public static let magic: UInt64 = 0x3148_4354_4142_534C
-    public static let version: UInt16 = 1
+    /// What is written. 1: the first. 2: records of a verification and its repairs (kinds 48 to 50); nothing else
+    /// differs, so batches of version 1 are read, sent on and kept as they are.
+    public static let version: UInt16 = 2
+    public static let oldestVersion: UInt16 = 1
 
+    /// The version it was closed with. Part of the chain: it stays when the batch is sent on or written again.
+    public var version = BatchHeader.version
     public var epoch: Epoch
     public var mirror: MirrorID
     public var firstSeq: Seq
@@ -79,7 +84,7 @@ public struct BatchHeader: Sendable, Hashable {
     public func encoded() -> [UInt8] {
         var writer = ByteWriter(reserving: BatchHeader.byteCount)
         writer.put(BatchHeader.magic)
-        writer.put(BatchHeader.version)
+        writer.put(version)
         writer.put(UInt16(0))
         writer.put(epoch)
         writer.put(mirror)
@@ -108,8 +113,10 @@ public struct BatchHeader: Sendable, Hashable {
         guard try reader.get(UInt64.self, "magic") == BatchHeader.magic else {
             throw DecodingError("no batch header", at: 0)
         }
-        let version = try reader.get(UInt16.self, "version")
-        guard version == BatchHeader.version else { throw DecodingError("batch version \(version)", at: 8) }
+        version = try reader.get(UInt16.self, "version")
+        guard (BatchHeader.oldestVersion...BatchHeader.version).contains(version) else {
+            throw DecodingError("batch version \(version)", at: 8)
+        }
         try reader.skip(2)
         epoch = try reader.getEpoch()
         mirror = try reader.getMirrorID()

@@ -125,6 +125,8 @@ public enum DataMessage: Sendable, Hashable {
     case resyncEnd(number: UInt64, seq: Seq)
     /// Follower to source: everything is in the files and durable, and the journal no longer says "incomplete".
     case resyncDone(number: UInt64)
+    /// Follower to source: what it found at a record of a verification.
+    case verifyAnswer(VerifyAnswer)
 
     public func encoded() -> [UInt8] {
         var writer = ByteWriter(reserving: 64)
@@ -175,6 +177,9 @@ public enum DataMessage: Sendable, Hashable {
         case .resyncDone(let number):
             writer.put(UInt8(12))
             writer.put(number)
+        case .verifyAnswer(let answer):
+            writer.put(UInt8(48))
+            writer.put(answer)
         }
         return writer.bytes
     }
@@ -207,6 +212,7 @@ public enum DataMessage: Sendable, Hashable {
         case 11:
             self = .resyncEnd(number: try reader.get(UInt64.self, "number"), seq: try reader.getSeq())
         case 12: self = .resyncDone(number: try reader.get(UInt64.self, "number"))
+        case 48: self = .verifyAnswer(try reader.getVerifyAnswer())
         default: throw DecodingError("unknown data message \(kind)", at: 0)
         }
         try reader.finish()

@@ -146,6 +146,13 @@ public enum RecordBody: Sendable, Hashable {
     case imageFile(file: FileID, attributes: FileAttributes, target: [UInt8], xattrs: [ExtendedAttribute])
     /// The resynchronisation is complete at this record.
     case imageEnd(number: UInt64)
+    /// A question of a verification: each node answers it for the state at exactly this record. Changes nothing.
+    case verify(VerifyCheck)
+    /// The payload is what the file holds at `offset` already, in the room that a verification found right. Both nodes
+    /// write it; nothing else changes, not even a time.
+    case repair(file: FileID, offset: UInt64)
+    /// All attributes and exactly these extended attributes, as the room that was found right has them.
+    case repairFile(file: FileID, attributes: FileAttributes, xattrs: [ExtendedAttribute])
 }
 
 public enum RecordKind: UInt8, Sendable, CaseIterable {
@@ -163,6 +170,13 @@ public enum RecordKind: UInt8, Sendable, CaseIterable {
     case imageDirectory = 33
     case imageFile = 34
     case imageEnd = 35
+    // Since batch version 2.
+    case verify = 48
+    case repair = 49
+    case repairFile = 50
+
+    /// Carries bytes of a file.
+    public var hasPayload: Bool { self == .write || self == .repair }
 }
 
 /// Limits of a record. The kernel's own (`NAME_MAX`, `PATH_MAX`, `XATTR_SIZE_MAX`) plus ours.
@@ -198,6 +212,9 @@ extension RecordBody {
         case .imageDirectory: .imageDirectory
         case .imageFile: .imageFile
         case .imageEnd: .imageEnd
+        case .verify: .verify
+        case .repair: .repair
+        case .repairFile: .repairFile
         }
     }
 
@@ -206,8 +223,10 @@ extension RecordBody {
         switch self {
         case .epochStart, .imageStart, .imageEnd: []
         case .write(let file, _), .setAttributes(let file, _, _), .setXattr(let file, _, _), .removeXattr(let file, _),
-            .allocate(let file, _, _, _), .imageFile(let file, _, _, _):
+            .allocate(let file, _, _, _), .imageFile(let file, _, _, _), .repair(let file, _),
+            .repairFile(let file, _, _):
             [file]
+        case .verify(let check): [check.file]
         case .create(let file, let parent, _, _, _, _), .link(let file, let parent, _),
             .remove(let file, let parent, _, _, _):
             [file, parent]

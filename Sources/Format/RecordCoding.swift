@@ -94,7 +94,7 @@ extension Record {
             throw DecodingError("unknown payload placement \(placement)", at: offset + 5)
         }
         guard reader.remaining < 8 else { throw DecodingError("bytes after the record's fields", at: offset) }
-        guard (placement != 0) == (kind == .write) else {
+        guard (placement != 0) == kind.hasPayload else {
             throw DecodingError("payload and kind do not fit", at: offset + 5)
         }
         return (record, offset + length)
@@ -173,6 +173,14 @@ extension RecordBody {
             writer.put(attributes)
             writer.put(counted: target)
             writer.put(xattrs)
+        case .verify(let check): writer.put(check)
+        case .repair(let file, let offset):
+            writer.put(file)
+            writer.put(offset)
+        case .repairFile(let file, let attributes, let xattrs):
+            writer.put(file)
+            writer.put(attributes)
+            writer.put(xattrs)
         }
     }
 
@@ -226,6 +234,12 @@ extension RecordBody {
             return .imageFile(
                 file: try reader.getFileID(), attributes: try reader.getAttributes(), target: try reader.getTarget(),
                 xattrs: try reader.getXattrs())
+        case .verify: return .verify(try reader.getVerifyCheck())
+        case .repair:
+            return .repair(file: try reader.getFileID(), offset: try reader.get(UInt64.self, "offset"))
+        case .repairFile:
+            return .repairFile(
+                file: try reader.getFileID(), attributes: try reader.getAttributes(), xattrs: try reader.getXattrs())
         }
     }
 }

@@ -110,6 +110,9 @@ public final class MirroredDirectory {
     var loading: [FileID: [(Result<Inode, FuseErrno>) -> Void]] = [:]
     /// WRITEs with a saved payload that wait for room in the log.
     var waitingForRoom: [() -> Void] = []
+    /// Repaired files of which the kernel shall forget what it has cached, and whether it is being told of one.
+    var toInvalidate: [FileID] = []
+    var isInvalidating = false
     /// Whether `when(.settled)` is under way for the table of inodes.
     var isWatchingApplied = false
     /// For answers of `readWithoutBlocking`: written to the kernel before the next request is looked at.

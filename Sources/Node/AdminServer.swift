@@ -9,8 +9,13 @@ import Ring
 public struct AdminRequest: Codable, Sendable {
     public enum Command: String, Codable, Sendable {
         case status, start, stop, swap
+        case verify, verifyStop, verifyReport
     }
     public var command: Command
+    /// Of `verify`.
+    public var verify: VerifyOptions?
+    /// Of `verifyReport`: the first finding wanted.
+    public var from: Int?
     public init(_ command: Command) { self.command = command }
 }
 
@@ -19,9 +24,12 @@ public struct AdminReply: Codable, Sendable {
     /// nil, or why the request was refused.
     public var error: String?
     public var status: NodeStatus?
-    public init(error: String? = nil, status: NodeStatus? = nil) {
+    /// Of `verifyReport`: some findings from the one asked for on; none when there are no more.
+    public var findings: [VerifyFinding]?
+    public init(error: String? = nil, status: NodeStatus? = nil, findings: [VerifyFinding]? = nil) {
         self.error = error
         self.status = status
+        self.findings = findings
     }
 }
 
@@ -100,15 +108,39 @@ final class AdminServer {
     private func carryOut(_ request: AdminRequest, _ client: Int32) {
         let control = process.controlPlane
         switch request.command {
+        case .verify, .verifyStop, .verifyReport: return verify(request, client)
         case .status: break
         case .start: if let why = control.request(.requestStart) { return answer(client, AdminReply(error: why)) }
         case .stop: if let why = control.request(.requestStop) { return answer(client, AdminReply(error: why)) }
         case .swap: if let why = control.request(.requestSwap) { return answer(client, AdminReply(error: why)) }
         }
+        answerStatus(client)
+    }
+
+    private func answerStatus(_ client: Int32) {
         let server = Unchecked(self)
         process.gatherData { facts in
             let server = server.value
             server.answer(client, AdminReply(status: server.process.status(facts)))
+        }
+    }
+
+    /// Asks the data side, whose verification it is.
+    private func verify(_ request: AdminRequest, _ client: Int32) {
+        let server = Unchecked(self)
+        process.askData { plane in
+            switch request.command {
+            case .verify: AdminReply(error: plane.verification.start(request.verify ?? VerifyOptions()))
+            case .verifyStop: AdminReply(error: plane.verification.stop())
+            default: AdminReply(findings: plane.verification.findings(from: request.from ?? 0, limit: 20))
+            }
+        } then: { reply in
+            let server = server.value
+            guard let reply else {
+                return server.answer(client, AdminReply(error: "this node has no part in the mirror yet"))
+            }
+            guard reply.error == nil, reply.findings == nil else { return server.answer(client, reply) }
+            server.answerStatus(client)
         }
     }
 

@@ -80,7 +80,7 @@ final class DataPlane {
     /// The other node is almost there: its disk counts for every acknowledgement, so that it can be added.
     private var isAdmitting = false
     private var reportedCaughtUp = false
-    private var draining = false
+    private(set) var draining = false
     private var drainDeadline: UInt64 = 0
     private(set) var isBroken = false
     private(set) var isStopping = false
@@ -89,6 +89,7 @@ final class DataPlane {
     /// Memory or journal space may have become free for the follower's side.
     var onRoom: (() -> Void)?
     private(set) var resync: (any ResyncSession)?
+    private(set) lazy var verification = Verification(plane: self)
 
     init(
         node: NodeID, configuration: MirrorConfiguration, reactor: Reactor, journal: Journal, tree: PlainTree,
@@ -125,7 +126,9 @@ final class DataPlane {
             joinResync(number: number, base: base, chain: chain, epochs: epochs)
         }
         link.onResyncMessage = { [unowned self] message in resync?.received(message) }
+        verification.connect()
         link.onSessionEnd = { [unowned self] in
+            verification.interrupted()
             resync?.cancel()
             resync = nil
         }
@@ -444,6 +447,7 @@ final class DataPlane {
         }
         advance()
         resync?.tick()
+        verification.tick()
         checkpointIfDue()
     }
 

@@ -487,6 +487,23 @@ extension MirrorLog: ChangeLog {
         return core.last + open.count
     }
 
+    /// Adds a record of a verification: no change of the application, so `onLogged` does not hear of it.
+    func appendMark(_ body: RecordBody) -> Seq {
+        precondition(role == .primary, "only a primary gives out seqs")
+        if open.isFull { ship(force: true) }
+        open.add(body, time: wallClock())
+        return core.last + open.count
+    }
+
+    /// Adds bytes that a verification found right; false when memory is used up for now.
+    func appendRepair(file: FileID, offset: UInt64, bytes: UnsafeRawBufferPointer, time: Int64) -> Bool {
+        precondition(bytes.count <= RecordLimits.payloadBytes, "a repair is one payload")
+        guard let place = unsafe payloadPlace() else { return false }
+        unsafe place.copyMemory(from: bytes)
+        open.addPayload(.repair(file: file, offset: offset), length: bytes.count, time: time)
+        return true
+    }
+
     func when(_ seq: Seq, _ level: AckLevel, _ handler: @escaping (AckOutcome) -> Void) {
         guard role == .primary else { return handler(.failed(EIO)) }
         switch level {

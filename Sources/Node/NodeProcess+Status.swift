@@ -10,6 +10,7 @@ struct DataFacts: Sendable {
     var peer: NodeStatus.Peer
     var log: NodeStatus.Log
     var resync: NodeStatus.Resync?
+    var verify: NodeStatus.Verify?
     var statements: [String]
     var isComplete: Bool
 }
@@ -37,7 +38,7 @@ extension DataPlane {
                 journalFreeBytes: UInt64(max(0, journal.freeBytes)), batches: log.statistics.batches,
                 records: log.statistics.records, payloadBytes: log.statistics.payloadBytes,
                 batchesBySize: log.statistics.batchesBySize),
-            resync: back,
+            resync: back, verify: verification.facts,
             statements: journal.superblock.statements.map { words($0) },
             isComplete: !link.isIncomplete)
     }
@@ -84,7 +85,7 @@ extension NodeProcess {
                 NodeStatus.Address(address: $0.text, held: control.addressesHeld)
             },
             application: control.application.state.rawValue, applicationMessage: control.application.message,
-            log: facts?.log, resync: facts?.resync, lastTakeover: control.lastTakeover,
+            log: facts?.log, resync: facts?.resync, verify: facts?.verify, lastTakeover: control.lastTakeover,
             statements: facts?.statements ?? [], problem: control.problem, residentBytes: NodeProcess.residentBytes,
             processID: getpid())
     }

@@ -427,6 +427,19 @@ public final class NodeProcess: @unchecked Sendable {
         if !posted { answer(nil) }
     }
 
+    /// Asks something of the data side on its thread, then `then` on the control thread; nil when there is none.
+    func askData<Value: Sendable>(
+        _ question: @escaping @Sendable (DataPlane) -> Value, then: @escaping @Sendable (Value?) -> Void
+    ) {
+        let box = Unchecked(self)
+        let handle = controlThread.handle
+        let posted = dataThread.post {
+            let value = box.value.plane.map(question)
+            _ = handle.post { then(value) }
+        }
+        if !posted { then(nil) }
+    }
+
     struct Orders: DataOrders {
         let process: Unchecked<NodeProcess>
         let data: ReactorHandle

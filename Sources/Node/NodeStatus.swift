@@ -55,6 +55,40 @@ public struct NodeStatus: Codable, Sendable {
         public var bytesDone: UInt64
         public var bytesTotal: UInt64
     }
+    /// The comparison of both nodes while they serve (`lockstep verify`); on the node that began it.
+    public struct Verify: Codable, Sendable {
+        public struct Last: Codable, Sendable {
+            /// ISO 8601.
+            public var started: String
+            public var finished: String
+            /// Everything was compared.
+            public var complete: Bool
+            public var path: String
+            public var files: UInt64
+            public var bytes: UInt64
+            public var differences: UInt64
+            public var repaired: UInt64
+            /// Why it was broken off.
+            public var problem: String?
+        }
+        public var running = false
+        /// Why it waits; nil when it does not.
+        public var paused: String?
+        public var path: String?
+        public var repair: Bool?
+        public var scheduled: Bool?
+        public var started: String?
+        /// Objects compared, and known.
+        public var files: UInt64?
+        public var filesTotal: UInt64?
+        /// Content compared.
+        public var bytes: UInt64?
+        public var bytesPerSecond: Double?
+        public var differences: UInt64?
+        public var repaired: UInt64?
+        public var last: Last?
+        public init() {}
+    }
     public struct Takeover: Codable, Sendable {
         /// ISO 8601.
         public var time: String
@@ -91,6 +125,7 @@ public struct NodeStatus: Codable, Sendable {
     public var applicationMessage: String
     public var log: Log?
     public var resync: Resync?
+    public var verify: Verify?
     public var lastTakeover: Takeover?
     /// Statements that stay for good: what may be missing, and since when.
     public var statements: [String]

@@ -42,10 +42,15 @@ import Format
     /// Adds a write whose payload of `length` bytes lies at the place last offered. Short payloads move into the meta
     /// area and leave the place free.
     mutating func addWrite(file: FileID, offset: UInt64, length: Int, time: Int64, isImage: Bool = false) {
+        addPayload(.write(file: file, offset: offset), length: length, time: time, isImage: isImage)
+    }
+
+    /// As `addWrite`, for any record that has a payload.
+    mutating func addPayload(_ body: RecordBody, length: Int, time: Int64, isImage: Bool = false) {
         guard let (place, room) = unsafe offered else { preconditionFailure("a payload without a place") }
         precondition(length > 0 && length <= room && length <= RecordLimits.payloadBytes, "impossible payload length")
         let payload = unsafe UnsafeRawBufferPointer(start: place, count: length)
-        var record = Record(time: time, body: .write(file: file, offset: offset), isImage: isImage)
+        var record = Record(time: time, body: body, isImage: isImage)
         if length <= RecordLimits.inlinePayloadBytes {
             records.append(unsafe record.encode(into: &meta, inlinePayload: payload))
         } else {

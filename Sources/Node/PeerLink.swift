@@ -96,6 +96,7 @@ final class PeerLink {
     var onCompare: ((ComparisonReason) -> Void)?
     var onResyncStart: ((UInt64, Seq, UInt64, [EpochStart]) -> Void)?
     var onResyncMessage: ((DataMessage) -> Void)?
+    var onVerifyAnswer: ((VerifyAnswer) -> Void)?
     /// The connection is lost, or what flows on it is planned anew: a comparison under way is over.
     var onSessionEnd: (() -> Void)?
     var onRefused: ((RefusalReason) -> Void)?
@@ -336,6 +337,7 @@ final class PeerLink {
             stage = .comparing
             onResyncStart?(number, base, chain, epochs)
         case .resyncReady, .probe, .probeAnswer, .resyncEnd, .resyncDone: onResyncMessage?(message)
+        case .verifyAnswer(let answer): onVerifyAnswer?(answer)
         }
     }
 

@@ -28,13 +28,16 @@ struct TouchLog {
     /// - Parameter length: of a write's payload, bytes.
     mutating func note(_ seq: Seq, _ body: RecordBody, length: Int) {
         switch body {
-        case .write(let file, let offset):
+        case .write(let file, let offset), .repair(let file, let offset):
             touches.append(Touch(seq: seq, file: file, start: offset, end: offset + UInt64(length)))
         case .allocate(let file, let mode, let offset, let length):
             // Without PUNCH_HOLE (2) or ZERO_RANGE (16) the content stays what it is, in both rooms.
             let bringsZeros = mode & 0x12 != 0
             touches.append(
                 Touch(seq: seq, file: file, start: offset, end: bringsZeros ? offset + length : offset))
+        case .repairFile(let file, let attributes, _):
+            touches.append(Touch(seq: seq, file: file, start: attributes.size, end: .max, changesAttributes: true))
+        case .verify: return
         case .setAttributes(let file, let mask, let attributes):
             // A shorter file has nothing behind its end, a longer one a hole: the record brings that too.
             let bringsEnd = mask.contains(.size)

@@ -81,8 +81,8 @@ public struct DirtyMap: Sendable {
     public mutating func note(_ body: RecordBody, length: Int = 0) {
         guard !isEverything else { return }
         switch body {
-        case .epochStart, .imageStart, .imageEnd: return
-        case .write(let file, let offset): noteContent(file, offset, UInt64(length), [.attributes])
+        case .epochStart, .imageStart, .imageEnd, .verify: return
+        case .write(let file, let offset), .repair(let file, let offset): noteContent(file, offset, UInt64(length), [.attributes])
         case .allocate(let file, let mode, let offset, let count):
             // Only PUNCH_HOLE (2) and ZERO_RANGE (16) change bytes; the others may make the file longer.
             noteContent(file, offset, mode & 0x12 != 0 ? count : 0, [.attributes, .size])
@@ -90,6 +90,9 @@ public struct DirtyMap: Sendable {
             noteContent(file, 0, 0, mask.contains(.size) ? [.attributes, .size] : [.attributes])
             // What was behind the new end is gone, what comes there later is noted when it comes.
             if mask.contains(.size) { noteEnd(file, attributes.size) }
+        case .repairFile(let file, let attributes, _):
+            noteContent(file, 0, 0, [.attributes, .size])
+            noteEnd(file, attributes.size)
         case .setXattr(let file, _, _), .removeXattr(let file, _), .imageFile(let file, _, _, _):
             noteContent(file, 0, 0, [.attributes])
         case .create(let file, let parent, _, let attributes, _, _):

@@ -26,6 +26,8 @@ public final class Applier {
     public var onApplied: (Seq) -> Void = { _ in }
     /// Everything up to here is in the plain files.
     public var onWatermark: (Seq) -> Void = { _ in }
+    /// What this node found at a record of a verification, before any later record of that file was applied.
+    public var onVerified: (Seq, VerifyCheck, VerifyOutcome) -> Void = { _, _, _ in }
     /// The first record that could not be applied. Nothing that touches the same files is applied after it, and the
     /// watermark stays before it.
     public var onFailure: (Seq, TreeError) -> Void = { _, _ in }
@@ -53,6 +55,7 @@ public final class Applier {
     private final class Results: Sendable {
         struct State {
             var finished: [Seq] = []
+            var verified: [(seq: Seq, check: VerifyCheck, outcome: VerifyOutcome)] = []
             /// The record that failed, and those of the same file that were to follow it.
             var failures: [([Seq], TreeError)] = []
             var jobsEnded = 0
@@ -153,7 +156,7 @@ public final class Applier {
         case .remove(_, _, _, _, let wasLast): wasLast
         case .rename(_, _, _, _, _, _, _, let replacedWasLast): replacedWasLast
         case .setAttributes(_, let mask, _): mask.contains(.size)
-        case .allocate, .imageEnd, .imageDirectory: true
+        case .allocate, .imageEnd, .imageDirectory, .verify: true
         default: false
         }
     }
@@ -213,6 +216,14 @@ public final class Applier {
     ) {
         for (index, work) in run.enumerated() {
             let place = work.seq - work.batch.firstSeq
+            if case .verify(let check) = work.batch.records[place].body {
+                let outcome = tree.verify(check)
+                report(results, handle, me) {
+                    $0.finished.append(work.seq)
+                    $0.verified.append((work.seq, check, outcome))
+                }
+                continue
+            }
             do throws(TreeError) {
                 try unsafe tree.apply(
                     work.batch.records[place], payload: work.batch.payload(of: place), role: role,
@@ -253,11 +264,11 @@ public final class Applier {
     // MARK: Results
 
     private func collect() {
-        let (finished, failures) = results.state.withLock { state in
+        let (finished, verified, failures) = results.state.withLock { state in
             defer { state = Results.State() }
             jobs -= state.jobsEnded
             heavyJobs -= state.heavyJobsEnded
-            return (state.finished, state.failures)
+            return (state.finished, state.verified, state.failures)
         }
         let before = schedule.lowWatermark
         for seq in finished { schedule.finish(seq) }
@@ -276,6 +287,7 @@ public final class Applier {
         if done > 0 { batches.removeFirst(done) }
         deal()
         for seq in finished { onApplied(seq) }
+        for (seq, check, outcome) in verified { onVerified(seq, check, outcome) }
         if schedule.lowWatermark > before { onWatermark(schedule.lowWatermark) }
         if let firstFailure { onFailure(firstFailure.seq, firstFailure.error) }
     }

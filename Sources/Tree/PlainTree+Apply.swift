@@ -43,8 +43,8 @@ extension PlainTree {
     ) throws(TreeError) {
         let time = record.time
         switch record.body {
-        case .epochStart, .imageStart, .imageEnd, .imageDirectory, .imageFile: return
-        case .write, .setAttributes, .setXattr, .removeXattr, .allocate:
+        case .epochStart, .imageStart, .imageEnd, .imageDirectory, .imageFile, .verify: return
+        case .write, .setAttributes, .setXattr, .removeXattr, .allocate, .repair, .repairFile:
             do throws(TreeError) {
                 try unsafe applyToFile(record, payload: payload, settingTimes: settingTimes)
             } catch {
@@ -90,6 +90,8 @@ extension PlainTree {
                 try unsafe System.write(fd, payload, at: offset)
                 if settingTimes { try System.setTimes(fd, atime: nil, mtime: record.time) }
             }
+        case .repair(let file, let offset): try unsafe repair(file, payload, at: offset)
+        case .repairFile(let file, let attributes, let xattrs): try repair(file, attributes, xattrs)
         case .setAttributes(let file, let mask, let attributes):
             try setAttributes(of: file, mask, attributes, time: record.time)
         case .setXattr(let file, let name, let value):
@@ -114,6 +116,39 @@ extension PlainTree {
         default: return
         }
     }
+
+    /// Bytes that the file has in the room that is right: no time changes, and what the kernel takes away with every
+    /// write is given back.
+    private func repair(_ file: FileID, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(TreeError) {
+        try withDescriptor(of: file, writable: true) { (fd) throws(TreeError) in
+            let before = try System.stat(fd)
+            let capability = try System.xattr(fd, PlainTree.capabilityXattr)
+            try unsafe System.write(fd, bytes, at: offset)
+            if let capability { try System.setXattr(fd, PlainTree.capabilityXattr, capability) }
+            try System.setTimes(fd, atime: nil, mtime: FileStatus(before, file: file).attributes.mtime)
+        }
+    }
+
+    private func repair(
+        _ file: FileID, _ attributes: FileAttributes, _ xattrs: [ExtendedAttribute]
+    ) throws(TreeError) {
+        let object = try object(file, writable: attributes.mode & S_IFMT == S_IFREG)
+        defer { withExtendedLifetime(object) {} }
+        let before = FileStatus(try System.stat(object.fd), file: file).attributes
+        guard object.type == attributes.mode & S_IFMT else {
+            throw TreeError("repair", "file \(file): it is of another type", code: EINVAL)
+        }
+        if object.type == S_IFREG, before.size != attributes.size {
+            try System.check(clinux_ftruncate(object.fd, attributes.size), "set the size of", "file \(file)")
+        }
+        var wanted = attributes
+        wanted.atime = before.atime
+        // What a security module gave here is not the mirror's.
+        let labels = try allXattrs(of: file).filter { PlainTree.isLabel($0.name) }
+        try setAll(object.fd, type: object.type, wanted, xattrs + labels)
+    }
+
+    private static let capabilityXattr: FileName = Array("security.capability".utf8)
 
     private func checkXattr(_ name: FileName) throws(TreeError) {
         guard !name.starts(with: PlainTree.ownXattrPrefix) else {

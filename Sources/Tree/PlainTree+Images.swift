@@ -67,12 +67,31 @@ extension PlainTree {
     public func blockHashes(
         of file: FileID, at offset: UInt64, length: UInt64, blockBytes: Int, seed: UInt64, zerosAreHoles: Bool = true
     ) throws(TreeError) -> [Hash128?] {
+        var hashes = [Hash128?](repeating: nil, count: Int(length / UInt64(blockBytes)))
+        try unsafe visitBlocks(
+            of: file, at: offset, length: length, blockBytes: blockBytes, zerosAreHoles: zerosAreHoles
+        ) { index, bytes in
+            hashes[index] = unsafe Hash128(of: bytes, seed: seed)
+        }
+        return hashes
+    }
+
+    /// Every block of a range that is no hole (and, as a rule, not all zeros), with its number in the range. A short last
+    /// block is shown as if zeros followed.
+    ///
+    /// - Parameter fromDisk: forget what the page cache holds of the range (what has not been written to the disk stays):
+    ///   what is asked is whether the disk has the bytes, and the application's own pages are not pushed out.
+    func visitBlocks(
+        of file: FileID, at offset: UInt64, length: UInt64, blockBytes: Int, zerosAreHoles: Bool = true,
+        fromDisk: Bool = false, _ body: (_ index: Int, _ bytes: UnsafeRawBufferPointer) -> Void
+    ) throws(TreeError) {
         let block = UInt64(blockBytes)
-        precondition(blockBytes > 0 && offset % block == 0 && length % block == 0, "hashes are of whole blocks")
-        var hashes = [Hash128?](repeating: nil, count: Int(length / block))
+        precondition(blockBytes > 0 && offset % block == 0 && length % block == 0, "whole blocks")
         try withDescriptor(of: file, writable: false) { (fd) throws(TreeError) in
             let space = UnsafeMutableRawBufferPointer.allocate(byteCount: blockBytes, alignment: 4096)
             defer { unsafe space.deallocate() }
+            if fromDisk { _ = posix_fadvise(fd, off_t(offset), off_t(length), POSIX_FADV_DONTNEED) }
+            defer { if fromDisk { _ = posix_fadvise(fd, off_t(offset), off_t(length), POSIX_FADV_DONTNEED) } }
             var position = offset
             while position < offset + length {
                 // Holes are not read: a sparse file of many GiB costs what is in it.
@@ -84,14 +103,10 @@ extension PlainTree {
                 let isZero =
                     unsafe zerosAreHoles && space[0] == 0
                     && memcmp(space.baseAddress!, space.baseAddress! + 1, blockBytes - 1) == 0
-                if !isZero {
-                    hashes[Int((position - offset) / block)] = unsafe Hash128(
-                        of: UnsafeRawBufferPointer(space), seed: seed)
-                }
+                if !isZero { unsafe body(Int((position - offset) / block), UnsafeRawBufferPointer(space)) }
                 position += block
             }
         }
-        return hashes
     }
 
     /// nil when only a hole, or nothing, follows.
@@ -125,7 +140,8 @@ extension PlainTree {
                 ofDirectory: directory, attributes, xattrs, isFirst: part == 0, isLast: isLast, entries, record.time)
         case .imageFile(let file, let attributes, let target, let xattrs):
             try applyImage(ofFile: file, attributes, target, xattrs)
-        case .write, .setAttributes, .setXattr, .removeXattr, .allocate:
+        case .verify: return
+        case .write, .setAttributes, .setXattr, .removeXattr, .allocate, .repair, .repairFile:
             guard let file = record.body.touched.first, try referenceIfKnown(to: file) != nil else { return }
             try unsafe applyToFile(record, payload: payload, settingTimes: settingTimes)
         case .create, .link, .remove, .rename:

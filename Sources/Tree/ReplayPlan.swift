@@ -56,7 +56,13 @@ struct ReplayPlan {
         if record.isImage || record.body.isImageMark { hasImages = true }
         let time = record.time
         switch record.body {
-        case .epochStart: break
+        case .epochStart, .verify: break
+        case .repair(let file, let offset):
+            objects[file, default: Object()].bytes.write(seq, offset: offset, length: UInt64(record.payload.length))
+        case .repairFile(let file, let attributes, let xattrs):
+            setAll(file, attributes, xattrs, seq)
+            objects[file]?.mask.remove(.atime)
+            if attributes.mode & S_IFMT == S_IFREG { objects[file]?.bytes.truncate(to: attributes.size) }
         case .imageStart: endsInImages = true
         case .imageEnd: endsInImages = false
         case .write(let file, let offset):

@@ -1,3 +1,4 @@
+import Foundation
 import Testing
 
 @testable import Configuration
@@ -213,12 +214,42 @@ struct Mistake: CustomTestStringConvertible, Sendable {
             application = { start = "/bin/true" }
             """, file: "bare")
         #expect(read.state == bare.state && read.mode == bare.mode && read.logLevel == bare.logLevel)
-        #expect(read.journal == bare.journal && read.timing == bare.timing)
+        #expect(read.journal == bare.journal && read.timing == bare.timing && read.resync == bare.resync)
+        #expect(read.verify.at == WeeklyTime("Sun 03:00") && bare.verify.at == nil)
+        #expect(read.verify.rateMebibytesPerSecond == bare.verify.rateMebibytesPerSecond)
         let (written, silent) = (try #require(read.application), try #require(bare.application))
         #expect(written.startTimeoutSeconds == silent.startTimeoutSeconds)
         #expect(written.stopTimeoutSeconds == silent.stopTimeoutSeconds)
         #expect(written.checkIntervalSeconds == silent.checkIntervalSeconds)
         #expect(written.checkTimeoutSeconds == silent.checkTimeoutSeconds)
         #expect(written.checkFailuresMaximum == silent.checkFailuresMaximum)
+    }
+}
+
+@Suite struct WeeklyTimeTests {
+    @Test func itIsReadStrictly() {
+        #expect(WeeklyTime("Sun 03:05") == WeeklyTime("sun 03:05") && WeeklyTime("Sun 03:05")?.weekday == 1)
+        #expect(WeeklyTime("23:59")?.weekday == nil && WeeklyTime("23:59")?.hour == 23)
+        for bad in ["", "3:00", "24:00", "03:60", "Sunday 03:00", "Sun", "Sun 03:00 x", "03:00:00", "-1:00", "03 00"] {
+            #expect(WeeklyTime(bad) == nil, "\(bad)")
+        }
+    }
+
+    @Test func aTimeIsDueOnceAndNotForEver() throws {
+        var calendar = Calendar(identifier: .gregorian)
+        calendar.timeZone = try #require(TimeZone(identifier: "UTC"))
+        // Sunday, 2026-11-22 03:00 UTC.
+        let sunday = Date(timeIntervalSince1970: 1_795_316_400)
+        let time = try #require(WeeklyTime("Sun 03:00"))
+        func isDue(_ last: TimeInterval, _ now: TimeInterval) -> Bool {
+            time.isDue(since: sunday + last, now: sunday + now, calendar: calendar)
+        }
+        #expect(!isDue(-3600, -1))
+        #expect(isDue(-3600, 0) && isDue(-3600, 60) && isDue(-3600, 23 * 3600))
+        #expect(!isDue(10, 60), "has begun already")
+        #expect(!isDue(-3600, 25 * 3600), "too late: the next time")
+        #expect(isDue(10, 7 * 86_400 + 60))
+        let daily = try #require(WeeklyTime("03:00"))
+        #expect(daily.isDue(since: sunday + 10, now: sunday + 86_400 + 60, calendar: calendar))
     }
 }

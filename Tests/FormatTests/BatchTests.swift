@@ -51,11 +51,14 @@ func receive(header: [UInt8], body: [UInt8]) throws(DecodingError) -> Batch {
         #expect(Array(received.payload) == Array(batch.payload), "padding is zero on both sides")
     }
 
-    @Test func theBytesOfAHeaderStayWhatTheyAre() {
-        let header = BatchHeader(
+    @Test func theBytesOfAHeaderStayWhatTheyAre() throws {
+        var header = BatchHeader(
             epoch: Epoch(rawValue: 0x0102_0304), mirror: mirror, firstSeq: Seq(rawValue: 0x0A0B), recordCount: 3,
             metaLength: 300, payloadPages: 5, recordsChecksum: 0xDEAD_BEEF, previousChain: 0x1122_3344_5566_7788,
             committedSeq: Seq(rawValue: 0x0A0A), closedAt: 0x0102_0304_0506_0708)
+        #expect(header.version == 2)
+        // A batch of an older program is kept and sent on as it is: its version is part of the chain.
+        header.version = 1
         #expect(
             hexadecimal(header.encoded())
                 == "4c53424154434831" + "0100" + "0000" + "04030201" + "4444333322221111" + "8888777766665555"
@@ -63,6 +66,12 @@ func receive(header: [UInt8], body: [UInt8]) throws(DecodingError) -> Batch {
                 + "0a0a000000000000" + "0807060504030201" + "00000000000000000000000000000000"
                 + "0000000000000000" + "0000000000000000" + "000000000000000000000000" + "4fd4dfcc")
         #expect(header.chain == 0x4f6a_ae67_5690_234d)
+        let read = try BatchHeader(decoding: header.encoded())
+        #expect(read == header && read.encoded() == header.encoded() && read.chain == header.chain)
+        header.version = 2
+        #expect(hexadecimal(header.encoded()[8..<10]) == "0200" && header.chain != read.chain)
+        header.version = 3
+        #expect(throws: DecodingError.self) { try BatchHeader(decoding: header.encoded()) }
     }
 
     @Test func theChainCoversWhatBothRoomsShareAndNothingElse() {

@@ -50,6 +50,9 @@ let oneOfEach: [RecordBody] = [
         entries: [ImageEntry(name: name, file: file, mode: 0o040000)]),
     .imageFile(file: file, attributes: attributes, target: [47], xattrs: xattrs),
     .imageEnd(number: 3),
+    .verify(VerifyCheck(number: 9, file: file, aspect: .names, offset: 3, length: 7, blockBytes: 4096, seed: 11)),
+    .repair(file: file, offset: 1 << 41),
+    .repairFile(file: file, attributes: attributes, xattrs: xattrs),
 ]
 
 func encode(_ records: [(RecordBody, [UInt8]?)]) -> (records: [Record], writer: ByteWriter) {
@@ -74,7 +77,7 @@ func encode(_ records: [(RecordBody, [UInt8]?)]) -> (records: [Record], writer: 
 
     @Test func everyKindComesBackAsItWent() throws {
         for body in oneOfEach {
-            let payload: [UInt8]? = body.kind == .write ? [1, 2, 3, 4, 5] : nil
+            let payload: [UInt8]? = body.kind.hasPayload ? [1, 2, 3, 4, 5] : nil
             let (records, writer) = encode([(body, payload), (.imageStart(number: 1), nil)])
             let (record, next) = try Record.decode(writer.bytes[...], at: BatchHeader.byteCount, payloadPages: 0)
             #expect(record == records[0])
@@ -136,7 +139,7 @@ func encode(_ records: [(RecordBody, [UInt8]?)]) -> (records: [Record], writer: 
     func anyBytesAreDecodedOrRefused(seed: UInt64) {
         var generator = SeededGenerator(seed: seed)
         let body = oneOfEach[Int(seed) % oneOfEach.count]
-        let payload: [UInt8]? = body.kind == .write ? [1, 2, 3] : nil
+        let payload: [UInt8]? = body.kind.hasPayload ? [1, 2, 3] : nil
         let (_, writer) = encode([(body, payload), (.imageEnd(number: 1), nil)])
         for _ in 0..<200 {
             var bytes = writer.bytes

@@ -28,7 +28,8 @@ struct Model {
     mutating func apply(_ record: Record, payload: [UInt8]) {
         let time = record.time
         switch record.body {
-        case .epochStart, .imageStart, .imageEnd, .imageDirectory, .imageFile: break
+        case .epochStart, .imageStart, .imageEnd, .imageDirectory, .imageFile, .verify: break
+        case .repair, .repairFile: fatalError("the generator draws none")
         case .write(let file, let offset):
             let end = Int(offset) + payload.count
             grow(file, to: end)

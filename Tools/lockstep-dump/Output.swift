@@ -55,6 +55,10 @@ extension RecordBody {
         case .imageFile(_, let attributes, _, let xattrs):
             "image of file: \(attributes.words(.all)), \(xattrs.count) xattrs"
         case .imageEnd(let number): "resynchronisation \(number) is complete"
+        case .verify(let check): "verify \(check.aspect) from \(check.offset), \(check.length)"
+        case .repair(_, let offset): "repair \(length) bytes at \(offset)"
+        case .repairFile(_, let attributes, let xattrs):
+            "repair attributes: \(attributes.words(.all)), \(xattrs.count) xattrs"
         }
     }
 }

@@ -12,9 +12,12 @@ struct Lockstep: ParsableCommand {
         abstract: "Looks after a mirror on this node.",
         discussion: """
             Exit status: 0 done, 1 failed, 2 wrong usage or configuration. `lockstep status` tells the role: 0 PRIM or \
-            SECOND, 10 ALONE, 11 WAIT, 12 FROZEN, 13 STOP; 1 when the daemon does not answer.
+            SECOND, 10 ALONE, 11 WAIT, 12 FROZEN, 13 STOP; 1 when the daemon does not answer. `lockstep verify`: 3 or 4 when \
+            the nodes differ.
             """,
-        subcommands: [Status.self, Start.self, Stop.self, Swap.self, Check.self, Init.self, Adopt.self])
+        subcommands: [
+            Status.self, Start.self, Stop.self, Swap.self, Verify.self, Check.self, Init.self, Adopt.self,
+        ])
 }
 
 @main

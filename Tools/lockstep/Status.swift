@@ -65,6 +65,7 @@ struct StatusText {
         lines.append("  application \(status.application)\(suffix(status.applicationMessage))")
         lines.append("  other node  \(peer)")
         lines.append("  witness     \(witness)")
+        if let verify { lines.append("  verified    \(verify)") }
         if let takeover = status.lastTakeover {
             lines.append("  last start  \(takeover.time), epoch \(takeover.epoch): \(takeover.reason)")
         }
@@ -96,6 +97,22 @@ struct StatusText {
         }
         if let seconds = status.peer.remainingSeconds { text += ", about \(Units.duration(seconds)) left" }
         return text
+    }
+
+    private var verify: String? {
+        guard let verify = status.verify else { return nil }
+        if verify.running {
+            var text = "being compared: \(verify.files ?? 0) of \(verify.filesTotal ?? 0) objects, "
+            text += "\(Units.bytes(verify.bytes ?? 0)), \(verify.differences ?? 0) differences"
+            if let paused = verify.paused { text += "; waits: \(paused)" }
+            return text
+        }
+        guard let last = verify.last else { return nil }
+        let result =
+            last.differences == 0
+            ? "no difference" : "\(last.differences) DIFFERENCES, \(last.repaired) repaired (`lockstep verify --help`)"
+        let what = last.path == "/" ? "" : "\(last.path): "
+        return "\(last.finished), \(what)\(last.problem.map { "broken off, \($0); " } ?? "")\(result)"
     }
 
     private var addresses: String {

@@ -1,0 +1,194 @@
+internal import CLinux
+public import Format
+internal import Glibc
+internal import Ring
+
+/// Answering the questions of a verification. The caller (`Applier`) asks between two records of the file, so what is
+/// read here is the state after every record before the question, on both nodes.
+///
+/// What may differ between two rooms that are well is left out: access times, change times, what blocks are allocated
+/// (a block of zeros is as good as a hole), the sizes of directories, link counts (names say the same), and the labels
+/// that a security module of the kernel gives by its own rules.
+extension PlainTree {
+    /// Never fails: what cannot be read is an answer too.
+    public func verify(_ check: VerifyCheck) -> VerifyOutcome {
+        do throws(TreeError) {
+            // An object that was removed and is still open has no name: nobody could reach it after a takeover.
+            guard !isImaging, !isParked(check.file), try referenceIfKnown(to: check.file) != nil else { return .gone }
+            switch check.aspect {
+            case .file: return try verifyFile(check)
+            case .content: return .content(try contentHash(of: check))
+            case .blocks:
+                return .blocks(
+                    try blockHashes(
+                        of: check.file, at: check.offset, length: check.length, blockBytes: Int(check.blockBytes),
+                        seed: check.seed))
+            case .bytes: return .bytes(try bytes(of: check))
+            case .names: return try verifyNames(check)
+            case .entries: return try verifyEntries(check)
+            }
+        } catch {
+            return .failed(error.code)
+        }
+    }
+
+    private func isParked(_ file: FileID) -> Bool { state.withLock { $0.parked.contains(file) } }
+
+    // MARK: Files
+
+    private func verifyFile(_ check: VerifyCheck) throws(TreeError) -> VerifyOutcome {
+        let status = try status(of: check.file)
+        var attributes = status.attributes
+        attributes.atime = 0
+        if !status.isRegular { attributes.size = 0 }
+        let target = status.isSymbolicLink ? try readLink(check.file) : []
+        let xattrs = try allXattrs(of: check.file).filter { !PlainTree.isLabel($0.name) }
+        var writer = ByteWriter()
+        writer.put(xattrs)
+        let encoded = writer.bytes
+        let fits = encoded.count <= VerifyCheck.xattrBytesLimit && xattrs.count <= RecordLimits.xattrCount
+        let hash = unsafe encoded.withUnsafeBytes { unsafe Hash128(of: $0, seed: check.seed) }
+        return .file(
+            VerifiedFile(
+                attributes: attributes, target: target, xattrHash: hash, xattrs: fits ? xattrs : [],
+                content: status.isRegular ? try contentHash(of: check) : Hash128(low: 0, high: 0)))
+    }
+
+    /// Set by the kernel of each machine as its policy says; the mirror does not carry them.
+    static func isLabel(_ name: FileName) -> Bool {
+        ["security.selinux", "security.SMACK64", "security.apparmor"].contains { name.starts(with: Array($0.utf8)) }
+    }
+
+    /// The sum of the hashes of all blocks that are not zero, each with its place: a block more or less, or in another
+    /// place, changes it; a block of zeros does not.
+    private func contentHash(of check: VerifyCheck) throws(TreeError) -> Hash128 {
+        var sum = HashSum()
+        try unsafe visitBlocks(
+            of: check.file, at: check.offset, length: check.length, blockBytes: Int(check.blockBytes), fromDisk: true
+        ) { index, bytes in
+            unsafe sum.add(Hash128(of: bytes, seed: check.seed &+ UInt64(index)))
+        }
+        return sum.value
+    }
+
+    private func bytes(of check: VerifyCheck) throws(TreeError) -> [UInt8] {
+        var space = [UInt8](repeating: 0, count: Int(check.length))
+        var failure: TreeError?
+        let count = unsafe space.withUnsafeMutableBytes { raw in
+            do throws(TreeError) { return try unsafe read(check.file, at: check.offset, into: raw) } catch {
+                failure = error
+                return 0
+            }
+        }
+        if let failure { throw failure }
+        space.removeLast(space.count - count)
+        return space
+    }
+
+    // MARK: Directories
+
+    /// How many names a directory has, for choosing a divisor; by the way it may be wrong at once.
+    public func countNames(of directory: FileID) throws(TreeError) -> Int {
+        try withDirectory(directory) { (shared) throws(TreeError) in
+            let fd = try System.open(shared, [UInt8(ascii: ".")], O_RDONLY | CLINUX_O_DIRECTORY | CLINUX_O_NOATIME)
+            var count = 0
+            while true {
+                let names = try rawNames(fd.rawValue, of: directory)
+                if names.isEmpty { return count }
+                count += names.count
+            }
+        }
+    }
+
+    private func verifyNames(_ check: VerifyCheck) throws(TreeError) -> VerifyOutcome {
+        var groups = [HashSum](repeating: HashSum(), count: VerifyCheck.nameGroups)
+        var count: UInt64 = 0
+        try visitNames(check) { entry, group in
+            count += 1
+            var writer = ByteWriter(reserving: 280)
+            writer.put(entry.file)
+            writer.put(entry.mode)
+            writer.put(raw: entry.name)
+            let bytes = writer.bytes
+            groups[group].add(unsafe bytes.withUnsafeBytes { unsafe Hash128(of: $0, seed: check.seed) })
+        }
+        return .names(count: count, groups: groups.map(\.value))
+    }
+
+    private func verifyEntries(_ check: VerifyCheck) throws(TreeError) -> VerifyOutcome {
+        var entries: [ImageEntry] = []
+        var isComplete = true
+        try visitNames(check) { entry, _ in
+            if entries.count < VerifyCheck.entryLimit { entries.append(entry) } else { isComplete = false }
+        }
+        entries.sort { $0.name.lexicographicallyPrecedes($1.name) }
+        return .entries(entries, isComplete: isComplete)
+    }
+
+    /// Every chosen name with its object, and which group of names it belongs to. The names are read all, only the
+    /// chosen ones are opened.
+    private func visitNames(
+        _ check: VerifyCheck, _ body: (ImageEntry, _ group: Int) -> Void
+    ) throws(TreeError) {
+        precondition(check.length > 0, "names are chosen by a divisor")
+        try withDirectory(check.file) { (shared) throws(TreeError) in
+            let fd = try System.open(shared, [UInt8(ascii: ".")], O_RDONLY | CLINUX_O_DIRECTORY | CLINUX_O_NOATIME)
+            while true {
+                let names = try rawNames(fd.rawValue, of: check.file)
+                if names.isEmpty { return }
+                for raw in names where !raw.isDots {
+                    let hash = unsafe raw.name.withUnsafeBytes { unsafe hash64($0, seed: check.seed) }
+                    guard hash % check.length == check.offset else { continue }
+                    guard let object = try child(raw.name, of: fd.rawValue) else { continue }
+                    let file = try tag(of: object.rawValue) ?? .none
+                    let mode = try System.stat(object.rawValue).mode & S_IFMT
+                    let group = Int(hash / check.length % UInt64(VerifyCheck.nameGroups))
+                    body(ImageEntry(name: raw.name, file: file, mode: mode), group)
+                }
+            }
+        }
+    }
+
+    // MARK: For whoever asks
+
+    /// The numbers above `file` in the file table, ascending, at most `limit`: a walk over everything in one order that
+    /// is the same on both nodes and stays when names change. Takes a pass over the table and no memory besides.
+    public func files(above file: FileID, limit: Int) throws(TreeError) -> (files: [FileID], total: Int) {
+        var found: [FileID] = []
+        var total = 0
+        // Of more than twice the limit, those that are too large go.
+        var bound = FileID(rawValue: .max)
+        try table.visit { (candidate, _) throws(TreeError) in
+            total += 1
+            guard candidate > file, candidate < bound else { return }
+            found.append(candidate)
+            guard found.count >= 2 * limit else { return }
+            found.sort()
+            found.removeLast(found.count - limit)
+            bound = found[limit - 1]
+        }
+        found.sort()
+        return (Array(found.prefix(limit)), total)
+    }
+
+    /// Where an object is now, below the plain files: "dir/file"; "" for the root.
+    public func relativePath(of file: FileID) throws(TreeError) -> String {
+        guard let reference = try referenceIfKnown(to: file) else {
+            throw TreeError("find", "file \(file)", code: ESTALE)
+        }
+        let whole = path(of: reference.rawValue)
+        guard whole != backing else { return "" }
+        return whole.hasPrefix(backing + "/") ? String(whole.dropFirst(backing.utf8.count + 1)) : whole
+    }
+}
+
+/// Hashes of a set, in any order.
+private struct HashSum {
+    private var low: UInt64 = 0
+    private var high: UInt64 = 0
+    mutating func add(_ hash: Hash128) {
+        low &+= hash.low
+        high &+= hash.high
+    }
+    var value: Hash128 { Hash128(low: low, high: high) }
+}
