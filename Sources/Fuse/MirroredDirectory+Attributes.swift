@@ -235,7 +235,8 @@ extension MirroredDirectory {
             guard inode.isRegular else { return answer(unique, errno: EINVAL) }
             guard change.size <= limits.fileBytes else { return answer(unique, errno: EFBIG) }
         }
-        if let errno = log.spaceFor(bytes: 0) { return answer(unique, errno: errno) }
+        let isShortened = change.mask.contains(.size) && change.size < inode.size
+        if !isShortened, let errno = log.spaceFor(bytes: 0) { return answer(unique, errno: errno) }
         let (mask, attributes) = resolve(change, inode, now: now)
         guard !mask.isEmpty else { return answerAttributes(unique, inode) }
         let seq = log.append(

@@ -313,7 +313,6 @@ extension MirroredDirectory {
     }
 
     private func remove(_ unique: UInt64, _ inode: Inode, _ parent: Inode, _ name: FileName, _ holding: Holding) {
-        if let errno = log.spaceFor(bytes: 0) { return fail(unique, errno, holding) }
         let now = log.wallClock()
         let isDirectory = inode.isDirectory
         let wasLast = isDirectory || inode.links <= 1

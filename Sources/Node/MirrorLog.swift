@@ -75,7 +75,7 @@ final class MirrorLog {
     /// nil until this process has served.
     private var fileIDs: FileIDAllocator?
     private(set) var statistics = LogStatistics()
-    /// Free bytes of this node's backing file system, less what has been logged since they were asked for.
+    /// Free bytes of this node's backing file system, less what has been granted since they were asked for.
     private var freeSpace: Int64 = 0
     var peerFreeSpace: UInt64?
 
@@ -424,6 +424,9 @@ final class MirrorLog {
 
     /// Space kept free on both nodes: an apply must not fail for want of it.
     static let reservedSpaceBytes: Int64 = 64 << 20
+    /// What needs no space of its own (overwriting, attributes) goes on into the reserve, down to here: a file system may
+    /// need a little for its own records. Removing and shortening always go on: they are how a full disk is mended.
+    static let lastSpaceBytes: Int64 = 1 << 20
 }
 
 extension MirrorLog: ChangeLog {
@@ -444,7 +447,6 @@ extension MirrorLog: ChangeLog {
     func appendWrite(file: FileID, offset: UInt64, length: Int, time: Int64) -> Seq {
         precondition(role == .primary, "only a primary gives out seqs")
         open.addWrite(file: file, offset: offset, length: length, time: time)
-        freeSpace -= Int64(length)
         onLogged?(core.last + open.count, .write(file: file, offset: offset), length)
         return core.last + open.count
     }
@@ -541,8 +543,10 @@ extension MirrorLog: ChangeLog {
     }
 
     func spaceFor(bytes: Int) -> Int32? {
-        if freeSpace - Int64(bytes) < MirrorLog.reservedSpaceBytes { return ENOSPC }
-        if let peerFreeSpace, peerFreeSpace < UInt64(bytes) + UInt64(MirrorLog.reservedSpaceBytes) { return ENOSPC }
+        let kept = bytes > 0 ? MirrorLog.reservedSpaceBytes : MirrorLog.lastSpaceBytes
+        if freeSpace - Int64(bytes) < kept { return ENOSPC }
+        if let peerFreeSpace, peerFreeSpace < UInt64(bytes) + UInt64(kept) { return ENOSPC }
+        freeSpace -= Int64(bytes)
         return nil
     }
 }

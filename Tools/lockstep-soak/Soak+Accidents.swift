@@ -85,12 +85,15 @@ extension Soak {
             guard !brokenRooms.contains(node.name) else { return }
             heldSpace[node.name] = try node.room.fillFileSystem(at: disk.mountPoint, leaving: leaving << 10)
         case .freeze(let victim, let disk, let milliseconds):
-            let room = node(victim).room
+            let node = node(victim)
+            guard !brokenRooms.contains(node.name) else { return }
+            let room = node.room
             try room.freezeFileSystem(at: disk.mountPoint)
             usleep(useconds_t(milliseconds * 1000))
             try room.thawFileSystem(at: disk.mountPoint)
         case .breakDisk(let victim, let disk):
             let node = node(victim)
+            guard !brokenRooms.contains(node.name) else { return }
             brokenRooms.insert(node.name)
             noteLoss([node])
             try node.room.shutDownFileSystem(at: disk.mountPoint)

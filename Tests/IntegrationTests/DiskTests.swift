@@ -1,0 +1,164 @@
+//  Disks that are full, hang, fail, or lose what was not written: lines 12, 23 and 24 of the table of failures. Each room
+//  has two disk images of its own, one for journal and votes, one for the plain files.
+import CLinux
+import Foundation
+import Rooms
+import Testing
+
+/// The file systems of a room that has disks of its own.
+enum RoomDisk {
+    static let state = "/var/lib/lockstep"
+    static let files = Cluster.backing
+}
+
+extension Harness {
+    /// As `withCluster`, with disk images under journal and plain files in both rooms.
+    ///
+    /// - Parameter fileSystems: of the plain files of alpha and of beta.
+    static func withDisks(
+        fileSystems: [String] = ["ext4", "xfs"], configure: (String) -> String = Small.configuration,
+        _ body: (Cluster) throws -> Void
+    ) throws {
+        try withRooms(configure: configure) { cluster in
+            for (node, fileSystem) in zip(cluster.nodes, fileSystems) {
+                try node.room.addDisk(at: RoomDisk.state, megabytes: 320)
+                try node.room.addDisk(at: RoomDisk.files, fileSystem: fileSystem, megabytes: 400)
+            }
+            try cluster.start()
+            try body(cluster)
+        }
+    }
+}
+
+extension WholeSystem {
+    @Suite struct DiskTests {
+        @Test func failure12PowerCutOfBothRoomsWhileWritingLosesNothingThatWasSynced() throws {
+            try Harness.withDisks { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                var writers: [LineWriter] = []
+                for _ in 0..<2 {
+                    let serving = try #require(cluster.serving())
+                    writers.append(try LineWriter(cluster, on: serving))
+                    try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
+                    try cluster.cutPower(of: [cluster.alpha.room, cluster.beta.room])
+                    for node in cluster.nodes { try node.room.loseUnwrittenData() }
+                    for node in cluster.nodes { try cluster.bringBack(node) }
+                    try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                    try client.waitForTransfers(within: Small.stepSecondsMax)
+                }
+                try cluster.expectWellAfterwards(client, guardian)
+                for node in cluster.nodes {
+                    for writer in writers { try writer.expectAllLines(on: node) }
+                }
+            }
+        }
+
+        /// In either room: the application hears ENOSPC, what needs no space goes on, and nothing breaks.
+        @Test func failure23AFullDiskInEitherRoomIsToldToTheApplicationAndBreaksNothing() throws {
+            try Harness.withDisks { cluster in
+                let guardian = AddressGuard(cluster)
+                defer { guardian.stop() }
+                let room = cluster.alpha.room
+                let file = Cluster.path + "/small"
+                try room.succeed(["dd", "if=/dev/urandom", "of=\(file)", "bs=64k", "count=4", "conv=fsync"])
+                for full in cluster.nodes {
+                    let old = "\(Cluster.path)/old-\(full.name)"
+                    for name in [old + "-1", old + "-2"] {
+                        try room.succeed(["dd", "if=/dev/zero", "of=\(name)", "bs=64k", "count=4", "conv=fsync"])
+                    }
+                    try full.room.filling(at: RoomDisk.files, leaving: 8 << 20) {
+                        // It looks twice a second how much is left, and the other node hears of it with the next word.
+                        usleep(1_500_000)
+                        let big = "\(Cluster.path)/big-\(full.name)"
+                        let output = try room.run([
+                            "dd", "if=/dev/zero", "of=\(big)", "bs=1M", "count=64", "conv=fsync",
+                        ])
+                        try #require(
+                            output.status != 0 && output.error.contains("No space left"),
+                            "\(full.name) is full, and the application was told: \(output.status) \(output.error)")
+                        try room.succeed([
+                            "dd", "if=/dev/urandom", "of=\(file)", "bs=64k", "count=4", "conv=notrunc,fsync",
+                        ])
+                        try room.succeed(["rm", old + "-1"])
+                        try room.succeed(["truncate", "-s", "0", old + "-2"])
+                        let roles = cluster.nodes.compactMap { cluster.status($0)?.role }
+                        try #require(
+                            roles == ["PRIM", "SECOND"], "a full disk in \(full.name) changed roles: \(roles)")
+                    }
+                    try waitUntil("there is space again", within: Small.stepSecondsMax, every: 0.2) {
+                        let output = try room.run([
+                            "dd", "if=/dev/zero", "of=\(Cluster.path)/after-\(full.name)", "bs=1M", "count=32",
+                            "conv=fsync",
+                        ])
+                        return output.status == 0
+                    }
+                }
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try cluster.expectIdenticalTrees(within: Small.stepSecondsMax)
+                try guardian.check()
+            }
+        }
+
+        /// B's journal, then its plain files; the same on A. An error is told by the kernel once: from then on the node
+        /// must not count.
+        @Test func failure23AFailingDiskLeavesTheSetOrFailsOver() throws {
+            try Harness.withDisks { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                for isServing in [false, true] {
+                    for disk in [RoomDisk.state, RoomDisk.files] {
+                        let serving = try #require(cluster.serving())
+                        let victim = isServing ? serving : cluster.other(than: serving)
+                        let other = cluster.other(than: victim)
+                        try victim.room.shutDownFileSystem(at: disk)
+                        try cluster.waitFor(victim, "stops counting after \(disk) failed") {
+                            $0.role == "STOP" && $0.reason == "ownDiskFailed" && !$0.problem.isEmpty
+                        }
+                        try cluster.waitFor(other, "serves alone after \(disk) of \(victim.name) failed") {
+                            $0.role == "ALONE"
+                        }
+                        try client.waitForTransfers(within: Small.stepSecondsMax)
+                        try victim.room.killAll()
+                        try cluster.bringBack(victim)
+                        try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                        try guardian.check()
+                    }
+                }
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
+        @Test func failure24AHangingDiskLeavesTheSetInBoundedTimeAndItsLateWritesChangeNothing() throws {
+            try Harness.withDisks { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let beta = cluster.beta.room
+                try beta.freezeFileSystem(at: RoomDisk.state)
+                let hung = bootSeconds()
+                do {
+                    // It answers all the time, and says that it stands by; that must not hold up the service.
+                    try cluster.waitFor(cluster.alpha, "goes on alone", within: 30) { $0.role == "ALONE" }
+                    try #require(cluster.status(cluster.beta) != nil, "beta's daemon hangs with its disk")
+                    try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
+                    try #require(bootSeconds() - hung < 60)
+                    try #require(cluster.status(cluster.alpha)?.isInSync == false)
+                } catch {
+                    try? beta.thawFileSystem(at: RoomDisk.state)
+                    throw error
+                }
+                // What it was about to write since then completes now, and counts for nothing.
+                try beta.thawFileSystem(at: RoomDisk.state)
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+    }
+}
+
+extension Room {
+    /// Runs `body` with nearly nothing left on a file system.
+    func filling(at mountPoint: String, leaving bytes: Int, _ body: () throws -> Void) throws {
+        let held = try fillFileSystem(at: mountPoint, leaving: bytes)
+        try withExtendedLifetime(held) { try body() }
+    }
+}
