@@ -222,7 +222,7 @@ func loopbackPair() throws -> (near: Int32, far: Int32) {
     return (near, far)
 }
 
-private func sendAll(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) throws {
+func sendAll(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) throws {
     var sent = 0
     while sent < bytes.count {
         let count = unsafe send(descriptor, bytes.baseAddress! + sent, bytes.count - sent, Int32(MSG_NOSIGNAL))
@@ -233,7 +233,7 @@ private func sendAll(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) throw
 }
 
 /// False at the end of the connection.
-private func receiveAll(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer) throws -> Bool {
+func receiveAll(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer) throws -> Bool {
     var received = 0
     while received < bytes.count {
         let count = unsafe recv(descriptor, bytes.baseAddress! + received, bytes.count - received, 0)

@@ -10,6 +10,7 @@
 //  Main.swift     commands              Cells.swift     one combination measured: writers, size, engine, durability
 //  Floor.swift    the floor             Report.swift    table and JSON
 //  CachedReads    reads from the cache  Plot.swift      SVG
+//  Resync*.swift  bringing a node back
 import ArgumentParser
 import CLinux
 import CommandMain
@@ -26,7 +27,9 @@ struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "lockstep-bench",
         abstract: "Measure synchronous write latency on a mirrored or plain directory, beside its floor.",
-        subcommands: [WriteCommand.self, JournalCommand.self, FloorCommand.self, ReadCommand.self])
+        subcommands: [
+            WriteCommand.self, JournalCommand.self, FloorCommand.self, ReadCommand.self, ResyncCommand.self,
+        ])
 
     static func main() {
         catchInterrupts()
