@@ -18,6 +18,8 @@ public struct LogState: Sendable, Hashable {
     public var isServing: Bool
     /// A resynchronisation was begun and is not complete: the files are no state the application ever had.
     public var isIncomplete: Bool
+    /// The resynchronisation in which an incomplete copy is; 0 when it is complete, or nobody knows.
+    public var resyncNumber: UInt64 = 0
     /// The newest decision this node has accepted or learnt; nil when it has none.
     public var decision: Decision?
     /// Orders `decision` against the other node's: witness instance, number, node of the ballot it was accepted at.
@@ -102,6 +104,36 @@ public struct Probe: Sendable, Hashable {
     public static let blockLimit = 4096
 }
 
+/// How a node is to be brought back.
+public struct ResyncStart: Sendable, Hashable {
+    public enum Kind: UInt8, Sendable, CaseIterable {
+        /// All files are compared.
+        case comparison = 0
+        /// Your copy at record `through` is known here; only what has changed since is sent.
+        case ranges = 1
+        /// What was broken off with this number goes on: your log stays.
+        case resumed = 2
+    }
+    public var kind: Kind
+    /// Drawn at random, never 0.
+    public var number: UInt64
+    /// The follower's log begins anew behind this record (not with `resumed`: there it ends here).
+    public var base: Seq
+    public var chain: UInt64
+    public var epochs: [EpochStart]
+    /// With `ranges`: everything up to here is applied and on disk before the log begins anew.
+    public var through: Seq
+
+    public init(kind: Kind, number: UInt64, base: Seq, chain: UInt64, epochs: [EpochStart], through: Seq) {
+        self.kind = kind
+        self.number = number
+        self.base = base
+        self.chain = chain
+        self.epochs = epochs
+        self.through = through
+    }
+}
+
 /// Messages of the data connection besides batches.
 public enum DataMessage: Sendable, Hashable {
     case logState(LogState)
@@ -114,8 +146,8 @@ public enum DataMessage: Sendable, Hashable {
     case acknowledgement(Acknowledgement)
     /// On the disk of every in-sync node up to here: may be applied.
     case commit(seq: Seq)
-    /// Source to follower: your log cannot be continued. Begin at `base`; your files are compared with mine.
-    case resyncStart(number: UInt64, base: Seq, chain: UInt64, epochs: [EpochStart])
+    /// Source to follower: your log cannot be continued.
+    case resyncStart(ResyncStart)
     /// The follower's journal is empty, marked incomplete, and begins at the base.
     case resyncReady(number: UInt64)
     case probe(Probe)
@@ -154,12 +186,14 @@ public enum DataMessage: Sendable, Hashable {
         case .commit(let seq):
             writer.put(UInt8(6))
             writer.put(seq)
-        case .resyncStart(let number, let base, let chain, let epochs):
+        case .resyncStart(let start):
             writer.put(UInt8(7))
-            writer.put(number)
-            writer.put(base)
-            writer.put(chain)
-            writer.put(epochs)
+            writer.put(start.kind.rawValue)
+            writer.put(start.number)
+            writer.put(start.base)
+            writer.put(start.chain)
+            writer.put(start.epochs)
+            writer.put(start.through)
         case .resyncReady(let number):
             writer.put(UInt8(8))
             writer.put(number)
@@ -200,9 +234,15 @@ public enum DataMessage: Sendable, Hashable {
                     freeSpaceBytes: try reader.get(UInt64.self, "free space")))
         case 6: self = .commit(seq: try reader.getSeq())
         case 7:
+            let raw = try reader.get(UInt8.self, "kind of resynchronisation")
+            guard let kind = ResyncStart.Kind(rawValue: raw) else {
+                throw DecodingError("unknown kind \(raw) of resynchronisation", at: 1)
+            }
             self = .resyncStart(
-                number: try reader.get(UInt64.self, "number"), base: try reader.getSeq(),
-                chain: try reader.get(UInt64.self, "chain"), epochs: try reader.getEpochs())
+                ResyncStart(
+                    kind: kind, number: try reader.get(UInt64.self, "number"), base: try reader.getSeq(),
+                    chain: try reader.get(UInt64.self, "chain"), epochs: try reader.getEpochs(),
+                    through: try reader.getSeq()))
         case 8: self = .resyncReady(number: try reader.get(UInt64.self, "number"))
         case 9: self = .probe(try reader.getProbe())
         case 10:
@@ -231,6 +271,7 @@ extension ByteWriter {
         put(state.wantsAnswer)
         put(state.isServing)
         put(state.isIncomplete)
+        put(state.resyncNumber)
         put(state.decision != nil)
         if let decision = state.decision { put(decision) }
         put(UInt8(state.ballot.count))
@@ -278,6 +319,7 @@ extension ByteReader {
         let wantsAnswer = try getBool()
         let isServing = try getBool()
         let isIncomplete = try getBool()
+        let resyncNumber = try get(UInt64.self, "resynchronisation")
         let decision: Decision? = try getBool() ? try getDecision() : nil
         let parts = Int(try get(UInt8.self, "ballot parts"))
         guard parts <= 4 else { throw DecodingError("ballot of \(parts) parts", at: offset - 1) }
@@ -288,6 +330,7 @@ extension ByteReader {
             lastSeq: try getSeq(), lastChain: try get(UInt64.self, "chain"), durableSeq: try getSeq(),
             committedSeq: try getSeq(), oldestSeq: try getSeq(), epochs: try getEpochs())
         state.wantsAnswer = wantsAnswer
+        state.resyncNumber = resyncNumber
         return state
     }
     fileprivate mutating func getProbe() throws(DecodingError) -> Probe {

@@ -89,10 +89,15 @@ public struct FrameHeader: Sendable, Hashable {
 }
 
 /// Versions of the protocol. A hello carries the range a program speaks; both sides take the highest common one.
+///
+/// | | |
+/// |---|---|
+/// | 1 | the first |
+/// | 2 | verification: batches of version 2, `DataMessage.verifyAnswer` |
+/// | 3 | a log state says in which resynchronisation its copy is, `resyncStart` of which kind it is |
 public enum ProtocolVersion {
-    /// 1: the first. 2: verification (batches of version 2, `DataMessage.verifyAnswer`).
-    public static let current: UInt16 = 2
-    public static let oldest: UInt16 = 2
+    public static let current: UInt16 = 3
+    public static let oldest: UInt16 = 3
 }
 
 /// What a frame carries.

@@ -206,11 +206,13 @@ extension Journal {
     }
 
     /// Forgets everything and begins behind `seq`: a full resynchronisation from the other node, whose chain at `seq` is
-    /// `chain`. `incomplete` is durable with it, before the first byte of a file is overwritten.
+    /// `chain`. `incomplete` is durable with it, before the first byte of a file is overwritten; so is `resync`, the
+    /// number of the resynchronisation.
     ///
     /// - Throws: `.busy`, `.failed`.
     public func reset(
-        to seq: Seq, chain: UInt64, epochs: EpochHistory, incomplete: Bool, completion: @escaping () -> Void
+        to seq: Seq, chain: UInt64, epochs: EpochHistory, incomplete: Bool, resync: UInt64 = 0,
+        completion: @escaping () -> Void
     ) throws(JournalError) {
         guard state == .open, exclusive == nil else {
             throw JournalError(.busy, "journal \(storage.name): cannot reset in state \(state)")
@@ -240,6 +242,7 @@ extension Journal {
                 superblock.epochs = epochs
                 superblock.epochs.cut(to: seq)
                 superblock.isIncomplete = incomplete
+                superblock.resyncNumber = resync
                 superblock.completeThrough = nil
             } completion: { [self] in
                 checkpointAddress = head

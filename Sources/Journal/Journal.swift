@@ -186,6 +186,10 @@ public final class Journal {
     public var isDamaged: Bool { damagedThrough != nil }
     /// A resynchronisation has begun and is not complete.
     public var isIncomplete: Bool { wanted.isIncomplete }
+    /// The resynchronisation that made this copy incomplete, or was the last to do so; 0: not known.
+    public var resyncNumber: UInt64 { wanted.resyncNumber }
+    /// This copy cannot be continued by the resynchronisation that made it incomplete.
+    public func forgetResync() { wanted.resyncNumber = 0 }
     public var epochs: EpochHistory { wanted.epochs }
     public var lastEpoch: Epoch { index.last?.epoch ?? wanted.epochs.epoch(of: lastSeq) ?? .none }
     /// The first seq that can be read; `lastSeq.next` when none can.

@@ -25,7 +25,7 @@ public import Format
 ///     136  last cut: batches above this seq ...               u64
 ///     144  ... count only with at least this incarnation      u64
 ///     152  creation, nanoseconds since 1970                   i64
-///     160  reserved                                           8
+///     160  number of the last resynchronisation, 0: none known u64
 ///     168  epochs: count                                      u32
 ///     172  statements: count in the list                      u32
 ///     176  lone restarts, ever                                u32
@@ -64,6 +64,9 @@ public struct Superblock: Sendable, Hashable {
     public var completeThrough: Seq?
     /// A resynchronisation is going on: the plain files are a mixture, this node cannot be promoted.
     public var isIncomplete = false
+    /// Which resynchronisation made this copy incomplete: the other node may know how to go on with it. 0 in journals
+    /// of programs that did not write it, and then nobody knows, which only costs a comparison.
+    public var resyncNumber: UInt64 = 0
     public var cutSeq: Seq = .zero
     public var cutIncarnation: Incarnation
     public var createdAt: Int64
@@ -192,7 +195,7 @@ extension Superblock {
         writer.put(cutSeq)
         writer.put(cutIncarnation.rawValue)
         writer.put(createdAt)
-        writer.put(UInt64(0))
+        writer.put(resyncNumber)
         writer.put(UInt32(epochs.starts.count))
         writer.put(UInt32(statements.count))
         writer.put(loneRestarts)
@@ -275,7 +278,7 @@ extension Superblock {
             cutSeq = try reader.getSeq()
             cutIncarnation = Incarnation(rawValue: try reader.get())
             createdAt = try reader.get()
-            try reader.skip(8)
+            resyncNumber = try reader.get()
             try self.readLists(&reader, bytes)
         } catch let fault as Fault {
             throw fault

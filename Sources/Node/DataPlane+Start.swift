@@ -4,6 +4,7 @@ import Format
 import Glibc
 import Journal
 import Logging
+import Replication
 import Ring
 import Tree
 
@@ -20,6 +21,8 @@ public struct LogSummary: Sendable {
 /// Names of files in the state directory.
 enum StateFiles {
     static func journal(_ configuration: MirrorConfiguration) -> String { configuration.state + "/journal" }
+    /// What the other node lacks while it is not in sync.
+    static func dirty(_ configuration: MirrorConfiguration) -> String { configuration.state + "/dirty" }
     static func votes(_ configuration: MirrorConfiguration) -> String { configuration.state + "/votes" }
     /// Says that an administrator prepared this node to be filled from the other one.
     static func joining(_ configuration: MirrorConfiguration) -> String { configuration.state + "/joining" }
@@ -56,8 +59,10 @@ extension DataPlane {
                 + found.doubts.prefix(5).map(\.description).joined(separator: "; ")
                 + (found.doubts.count > 5 ? "; and more, see `lockstep-dump --verify \(path)`" : "")
         }
-        let committed = incomplete ? journal.checkpointSeq : max(found.knownCommittedSeq, journal.checkpointSeq)
-        if !incomplete { try replay(journal, tree, through: committed, logger: logger) }
+        let debtFile = DebtFile(path: StateFiles.dirty(configuration), mirror: mirror, node: node)
+        let opened = try openLog(
+            journal, tree, found: found, isIncomplete: incomplete, isUsable: damage == nil, debtFile, logger: logger)
+        let committed = opened.committed
         let workers = try WorkerPool(threads: workerThreads, name: "workers")
         let appliers = try WorkerPool(threads: applierThreads, name: "appliers")
         let applier = Applier(
@@ -67,13 +72,17 @@ extension DataPlane {
         let log = MirrorLog(
             node: node, reactor: reactor, journal: journal, applier: applier, arena: Arena(bytes: arenaBytes),
             strict: configuration.mode == .strict, committed: committed, logger: logger)
-        if !incomplete { log.adoptTail(try readAll(journal, from: committed.next)) }
+        log.imageParts = opened.imageParts
+        log.adoptTail(opened.tail)
         let link = PeerLink(
             node: node, log: log, reader: try JournalReader(path: path), workers: workers, isIncomplete: incomplete,
             logger: logger)
         let plane = DataPlane(
             node: node, configuration: configuration, reactor: reactor, journal: journal, tree: tree, log: log,
-            link: link, workers: workers, logger: logger, report: report)
+            link: link,
+            keeper: DebtKeeper(
+                file: debtFile, debt: opened.debt, reactor: reactor, workers: workers, logger: logger),
+            workers: workers, logger: logger, report: report)
         ThreadPriority.raise()
         let summary = LogSummary(
             isComplete: found.wasStoppedCleanly || configuration.mode == .strict, lastEpoch: journal.lastEpoch,
@@ -81,13 +90,62 @@ extension DataPlane {
         return (plane, summary)
     }
 
+    /// What the journal and the files amount to at the start.
+    private struct Opened {
+        /// In the plain files.
+        var committed: Seq
+        var tail: [Batch] = []
+        /// What the other node may lack; nil on a copy that is incomplete itself.
+        var debt: Debt?
+        var imageParts = ImageParts()
+    }
+
+    /// Brings the files to the last state that is known to be committed.
+    ///
+    /// On an incomplete copy too, as far as its journal goes: what this node said to have on its disk counts, and the
+    /// resynchronisation goes on behind it. If that cannot be done, nothing is lost: the copy is compared.
+    private static func openLog(
+        _ journal: Journal, _ tree: PlainTree, found: RecoveryReport, isIncomplete: Bool, isUsable: Bool,
+        _ debtFile: DebtFile, logger: Logger
+    ) throws -> Opened {
+        let committed = max(found.knownCommittedSeq, journal.checkpointSeq)
+        var opened = Opened(committed: committed)
+        guard isIncomplete else {
+            var debt = DebtKeeper.load(debtFile, journal: journal, logger: logger)
+            try replay(journal, tree, through: committed, isBehind: false, logger: logger) { debt.note($0) }
+            opened.tail = try readAll(journal, from: committed.next)
+            for batch in opened.tail { debt.note(batch) }
+            opened.debt = debt
+            return opened
+        }
+        let nothing = Opened(committed: journal.checkpointSeq)
+        guard isUsable, journal.resyncNumber != 0 else { return nothing }
+        do {
+            try replay(journal, tree, through: committed, isBehind: true, logger: logger) {
+                opened.imageParts.note($0)
+            }
+            opened.tail = try readAll(journal, from: committed.next)
+            return opened
+        } catch {
+            logger.error("this copy is incomplete and cannot be continued: \(error); it will be compared as a whole")
+            journal.forgetResync()
+            return nothing
+        }
+    }
+
     /// Converges the plain files to the state after `committed`, then makes that the checkpoint.
-    private static func replay(_ journal: Journal, _ tree: PlainTree, through committed: Seq, logger: Logger) throws {
+    /// - Parameter note: hears of every batch, once.
+    private static func replay(
+        _ journal: Journal, _ tree: PlainTree, through committed: Seq, isBehind: Bool, logger: Logger,
+        note: (Batch) -> Void
+    ) throws {
         guard committed > journal.checkpointSeq else { return }
         let started = BootClock.now
         let checkpoint = journal.checkpointSeq
-        _ = try tree.replay(after: checkpoint, through: committed) { (visit) throws(TreeError) in
+        var isFirstPass = true
+        _ = try tree.replay(after: checkpoint, through: committed, isBehind: isBehind) { (visit) throws(TreeError) in
             var next = checkpoint.next
+            defer { isFirstPass = false }
             while next <= committed {
                 let batches: [Batch]
                 do {
@@ -98,12 +156,15 @@ extension DataPlane {
                         remedy: "`lockstep-dump --verify` says what is readable")
                 }
                 guard let last = batches.last else { return }
-                for batch in batches { try visit(batch) }
+                for batch in batches {
+                    if isFirstPass { note(batch) }
+                    try visit(batch)
+                }
                 next = last.lastSeq.next
             }
         }
         logger.notice(
-            "plain files brought to record \(committed) from \(journal.checkpointSeq)",
+            "plain files brought to record \(committed) from \(checkpoint)",
             metadata: ["milliseconds": "\((BootClock.now - started) / 1_000_000)"])
     }
 

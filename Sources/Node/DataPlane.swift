@@ -48,6 +48,7 @@ final class DataPlane {
     /// A checkpoint begins when so much of the journal lies behind the last one.
     static let checkpointFraction = 4
     static let checkpointIdleMilliseconds = 5_000
+    static let debtBytesForIdleCheckpoints = 4 << 20
 
     let node: NodeID
     let configuration: MirrorConfiguration
@@ -56,6 +57,7 @@ final class DataPlane {
     let tree: PlainTree
     let log: MirrorLog
     let link: PeerLink
+    let keeper: DebtKeeper
     let workers: WorkerPool
     let logger: Logger
     let report: @Sendable (DataReport) -> Void
@@ -93,7 +95,7 @@ final class DataPlane {
 
     init(
         node: NodeID, configuration: MirrorConfiguration, reactor: Reactor, journal: Journal, tree: PlainTree,
-        log: MirrorLog, link: PeerLink, workers: WorkerPool, logger: Logger,
+        log: MirrorLog, link: PeerLink, keeper: DebtKeeper, workers: WorkerPool, logger: Logger,
         report: @escaping @Sendable (DataReport) -> Void
     ) {
         self.node = node
@@ -103,6 +105,7 @@ final class DataPlane {
         self.tree = tree
         self.log = log
         self.link = link
+        self.keeper = keeper
         self.workers = workers
         self.logger = logger
         self.report = report
@@ -110,6 +113,7 @@ final class DataPlane {
     }
 
     private func connect() {
+        log.onTaken = { [unowned self] batch in keeper.note(batch) }
         log.onBatch = { [unowned self] in link.pump() }
         log.onProgress = { [unowned self] in progressed() }
         log.onFailure = { [unowned self] failure in failed(failure) }
@@ -121,10 +125,12 @@ final class DataPlane {
         }
         link.onBack = { [unowned self] in report(.member(.peerBack)) }
         link.onRefused = { [unowned self] reason in logger.error("\(PeerLink.explain(reason))") }
-        link.onCompare = { [unowned self] reason in startResync(reason) }
-        link.onResyncStart = { [unowned self] number, base, chain, epochs in
-            joinResync(number: number, base: base, chain: chain, epochs: epochs)
-        }
+        link.debtTerms = { [unowned self] in keeper.terms }
+        // The node that this one follows has everything that this one has.
+        link.onFollowing = { [unowned self] in keeper.stopNoting() }
+        link.onCompare = { [unowned self] reason in compare(reason) }
+        link.onRanges = { [unowned self] common, way in sendRanges(common, way) }
+        link.onResyncStart = { [unowned self] start in joinResync(start) }
         link.onResyncMessage = { [unowned self] message in resync?.received(message) }
         verification.connect()
         link.onSessionEnd = { [unowned self] in
@@ -141,12 +147,23 @@ final class DataPlane {
 
     func setPolicy(_ new: AckPolicy, token: UInt64) {
         policy = new.possible.map { AckRule(inSync: $0.inSync, needsOwnDisk: $0.ownDisk) }
+        settleDebt()
         applyRules()
         if new.flushFirst {
             pendingPolicies.append((token, log.core.last))
             confirmPolicies()
         } else {
             report(.member(.policyInForce(token: token)))
+        }
+    }
+
+    /// What the other node lacks is noted as long as a set without it may be in force: BEFORE the rule of such a set is,
+    /// because until then everything committed is on its disk too.
+    private func settleDebt() {
+        if policy.contains(where: { !$0.inSync.contains(node.peer) }) {
+            keeper.startNoting(base: log.committed, batches: log.unapplied)
+        } else if !policy.isEmpty, inSyncNow.contains(node.peer) {
+            keeper.stopNoting()
         }
     }
 
@@ -170,6 +187,7 @@ final class DataPlane {
             return report(.member(.ownDiskFailed))
         }
         phase = .inheriting(decision)
+        settleDebt()
         peerIsAway()
         advance()
     }
@@ -205,6 +223,7 @@ final class DataPlane {
         case .idle, .closing: return
         }
         stopAdmitting()
+        settleDebt()
         logger.notice("\(decision)")
         comeback.end(changed: log.statistics.payloadBytes, sent: link.sentBytes, now: reactor.now)
         advance()
@@ -418,22 +437,29 @@ final class DataPlane {
 
     // MARK: - Comparison of the files
 
-    private func startResync(_ reason: ComparisonReason) {
+    private func compare(_ reason: ComparisonReason) {
+        logger.notice("the other node's files are compared with this one's: \(PeerLink.explain(reason))")
+        bringBack(.comparison)
+    }
+
+    private func sendRanges(_ common: Seq, _ way: ReturnWay) {
+        logger.notice("the other node gets what has changed since record \(common)", metadata: ["way": "\(way)"])
+        bringBack(.ranges(common: common, way))
+    }
+
+    private func bringBack(_ kind: ResyncSource.Kind) {
         resync?.cancel()
         stopAdmitting()
-        comeback.isComparison = true
-        logger.notice("the other node's files are compared with this one's: \(PeerLink.explain(reason))")
-        resync = ResyncSource(plane: self) { [unowned self] in
+        comeback.kind = kind.name
+        resync = ResyncSource(plane: self, kind: kind) { [unowned self] in
             resync = nil
             admit()
         }
     }
 
-    private func joinResync(number: UInt64, base: Seq, chain: UInt64, epochs: [EpochStart]) {
+    private func joinResync(_ start: ResyncStart) {
         resync?.cancel()
-        resync = ResyncFollower(plane: self, number: number, base: base, chain: chain, epochs: epochs) {
-            [unowned self] in resync = nil
-        }
+        resync = ResyncFollower(plane: self, start: start) { [unowned self] in resync = nil }
     }
 
     // MARK: - Checkpoints, space, time
@@ -456,7 +482,10 @@ final class DataPlane {
         else { return }
         let used = journal.capacityBytes - journal.freeBytes
         let full = used * DataPlane.checkpointFraction >= journal.capacityBytes
-        let idle = reactor.now > lastCheckpointWant + UInt64(DataPlane.checkpointIdleMilliseconds) * 1_000_000
+        // With much to remember it is written as seldom as the journal allows: all of it, each time.
+        let isCheap = keeper.byteCount < DataPlane.debtBytesForIdleCheckpoints
+        let idle =
+            isCheap && reactor.now > lastCheckpointWant + UInt64(DataPlane.checkpointIdleMilliseconds) * 1_000_000
         guard full || idle else { return }
         lastCheckpointWant = reactor.now
         checkpoint { _ in }
@@ -470,12 +499,7 @@ final class DataPlane {
         let tree = tree
         let handle = reactor.handle
         let bound = ThreadBound({ [self] (failure: String?) in
-            guard let failure else {
-                return journal.checkpoint(seq) { [self] in
-                    checkpointRunning = false
-                    done(true)
-                }
-            }
+            guard let failure else { return moveCheckpoint(to: seq, done) }
             checkpointRunning = false
             // Reported once by the kernel, then "ok": never asked again, never past this point.
             failed(.apply(seq, failure))
@@ -485,6 +509,23 @@ final class DataPlane {
             var failure: String?
             do { try tree.sync() } catch { failure = "\(error)" }
             _ = handle.post { [failure] in bound.value(failure) }
+        }
+    }
+
+    /// The plain files hold everything up to `seq` on their disk. What the other node lacks goes to the disk first: the
+    /// journal space below the checkpoint may be used again, and then nothing else knows it. If that fails the file stays
+    /// behind the checkpoint, which says that it is not to be believed.
+    private func moveCheckpoint(to seq: Seq, _ done: @escaping (Bool) -> Void) {
+        let found = log.imageParts.checkpoint(atOrBelow: seq) { journal.boundary(atOrBelow: $0)?.seq }
+        guard let found, let chain = journal.chain(at: found) else {
+            checkpointRunning = false
+            return done(true)
+        }
+        keeper.persist(through: found, chain: chain) { [self] _ in
+            journal.checkpoint(found) { [self] in
+                checkpointRunning = false
+                done(true)
+            }
         }
     }
 
@@ -519,7 +560,8 @@ extension DataPlane {
         var changedFrom: UInt64 = 0
         var sentFrom: UInt64 = 0
         var since: UInt64?
-        var isComparison = false
+        /// `journal`, `ranges` or `comparison`.
+        var kind = "journal"
         var result: (changed: UInt64, sent: UInt64, seconds: Double)?
 
         mutating func end(changed: UInt64, sent: UInt64, now: UInt64) {
@@ -537,7 +579,7 @@ extension DataPlane {
                 Double(reactor.now - since) / 1e9
             )
         return NodeStatus.Resync(
-            kind: comeback.isComparison ? "comparison" : "journal", running: comeback.result == nil,
+            kind: comeback.kind, running: comeback.result == nil,
             changedBytes: result.changed, sentBytes: result.sent, seconds: result.seconds, phase: "", bytesDone: 0,
             bytesTotal: 0)
     }

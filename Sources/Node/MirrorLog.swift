@@ -48,6 +48,13 @@ final class MirrorLog {
     /// On every in-sync disk, as far as this node knows.
     private(set) var committed: Seq
     private(set) var applied: Seq
+    /// This node's copy is incomplete: images are meant for it.
+    var isBehind = false {
+        didSet { if role != .primary { applier.role = followerRole } }
+    }
+    private var followerRole: ApplyRole { isBehind ? .behind : .secondary }
+    /// Images of directories in several records, which a checkpoint must not part.
+    var imageParts = ImageParts()
     private var open = OpenBatch()
     /// Accepted, with seqs, and waiting for room in the journal.
     private var journalQueue: [Batch] = []
@@ -55,7 +62,7 @@ final class MirrorLog {
     /// When the last batch went to the journal (boot clock, ns).
     private var lastTaken: UInt64 = 0
     /// Accepted batches that have not gone to the plain files.
-    private var unapplied: [Batch] = []
+    private(set) var unapplied: [Batch] = []
     /// Batches for the follower, oldest first.
     private(set) var recent: [Batch] = []
     private var recentBytes = 0
@@ -86,6 +93,8 @@ final class MirrorLog {
     /// Levels, durable or applied seq have moved.
     var onProgress: (() -> Void)?
     var onFailure: ((MirrorFailure) -> Void)?
+    /// Hears of every batch as it is closed or received.
+    var onTaken: ((Batch) -> Void)?
     /// Hears of every change the application makes (length: of a write's payload), while the files are compared.
     var onLogged: ((Seq, RecordBody, _ length: Int) -> Void)?
 
@@ -166,7 +175,7 @@ final class MirrorLog {
 
     func follow() {
         precondition(role != .primary, "a primary does not follow")
-        applier.role = .secondary
+        applier.role = followerRole
         role = .following
     }
 
@@ -221,13 +230,17 @@ final class MirrorLog {
         committed = seq
         applied = seq
         applier.reset(applied: seq)
+        imageParts = ImageParts()
         unapplied.removeAll()
         recent.removeAll()
         recentBytes = 0
     }
 
     /// Batches read back at the start: on this disk, not known to be committed.
-    func adoptTail(_ batches: [Batch]) { unapplied.append(contentsOf: batches) }
+    func adoptTail(_ batches: [Batch]) {
+        for batch in batches { imageParts.note(batch) }
+        unapplied.append(contentsOf: batches)
+    }
 
     // MARK: - Gathering and shipping
 
@@ -236,6 +249,8 @@ final class MirrorLog {
         core.appended(through: batch.lastSeq)
         lastChain = batch.header.chain
         unapplied.append(batch)
+        onTaken?(batch)
+        if isBehind { imageParts.note(batch) }
         statistics.note(batch)
         journalQueue.append(batch)
         writeJournal()

@@ -94,7 +94,13 @@ final class PeerLink {
     var onSilent: ((_ failed: Bool) -> Void)?
     var onBack: (() -> Void)?
     var onCompare: ((ComparisonReason) -> Void)?
-    var onResyncStart: ((UInt64, Seq, UInt64, [EpochStart]) -> Void)?
+    /// The other node can be brought back with what is known here of its lacks.
+    var onRanges: ((_ common: Seq, ReturnWay) -> Void)?
+    var onResyncStart: ((ResyncStart) -> Void)?
+    /// This node takes what the other one sends from now on.
+    var onFollowing: (() -> Void)?
+    /// What this node knows of what the other one lacks.
+    var debtTerms: () -> Debt.Terms? = { nil }
     var onResyncMessage: ((DataMessage) -> Void)?
     var onVerifyAnswer: ((VerifyAnswer) -> Void)?
     /// The connection is lost, or what flows on it is planned anew: a comparison under way is over.
@@ -110,6 +116,7 @@ final class PeerLink {
         self.reader = reader
         self.workers = workers
         self.isIncomplete = isIncomplete
+        log.isBehind = isIncomplete
         self.logger = logger
         log.reactor.beforeSleep { [unowned self] in
             acknowledge(heartbeat: false)
@@ -176,6 +183,12 @@ final class PeerLink {
     }
 
     var state: LogState {
+        var state = logState
+        state.resyncNumber = isIncomplete ? log.journal.resyncNumber : 0
+        return state
+    }
+
+    private var logState: LogState {
         LogState(
             isServing: log.role == .primary || leadingEpoch != nil, isIncomplete: isIncomplete,
             decision: decision.decision, ballot: decision.ballot, lastSeq: log.core.last, lastChain: log.lastChain,
@@ -259,6 +272,7 @@ final class PeerLink {
 
     func setIncomplete(_ value: Bool) {
         isIncomplete = value
+        log.isBehind = value
         checkMerged()
     }
 
@@ -267,10 +281,12 @@ final class PeerLink {
     private func plan() {
         guard let theirs else { return }
         generation += 1
-        let plan = SyncPlan.make(me: node, mine: state, theirs: theirs)
+        let plan = SyncPlan.make(me: node, mine: state, theirs: theirs, debt: debtTerms())
+        wayBehindCut = nil
         logger.debug("data session planned", metadata: ["plan": "\(plan)"])
         switch plan {
         case .source(let common): beginCut(at: common)
+        case .ranges(let common, let way): beginRanges(common, way)
         case .compare(let reason): beginComparison(reason)
         case .follow:
             guard log.role != .primary, leadingEpoch == nil else {
@@ -298,6 +314,24 @@ final class PeerLink {
         connection?.send(.cut(seq: common, chain: chain))
     }
 
+    /// Set while the other node cuts to where it is to be continued with what is owed.
+    private var wayBehindCut: ReturnWay?
+
+    private func beginRanges(_ common: Seq, _ way: ReturnWay) {
+        guard log.role == .primary else {
+            stage = .waiting
+            return
+        }
+        guard way == .resume else {
+            stage = .comparing
+            onRanges?(common, way)
+            return
+        }
+        // Its log goes on, so it is cut like any other first.
+        wayBehindCut = way
+        beginCut(at: common)
+    }
+
     private func beginComparison(_ reason: ComparisonReason) {
         guard log.role == .primary else {
             // Only a primary can compare: images get their place in its order.
@@ -323,19 +357,22 @@ final class PeerLink {
         case .cut(let seq, let chain): cut(to: seq, chain: chain)
         case .cutDone(let seq):
             guard stage == .cutting(seq) else { return refuse() }
-            startStreaming(from: seq)
+            guard let way = wayBehindCut else { return startStreaming(from: seq) }
+            wayBehindCut = nil
+            stage = .comparing
+            onRanges?(seq, way)
         case .cutRefused(let seq):
-            guard stage == .cutting(seq) else { return refuse() }
+            guard stage == .cutting(seq) || stage == .comparing else { return refuse() }
             logger.warning("the other log differs at record \(seq) although its epochs agree: comparing the files")
             beginComparison(.otherHistory(common: seq, applied: seq))
         case .acknowledgement(let acknowledgement): acknowledged(acknowledgement)
         case .commit(let seq):
             guard stage == .following else { return refuse() }
             log.noteCommitted(seq)
-        case .resyncStart(let number, let base, let chain, let epochs):
+        case .resyncStart(let start):
             guard stage == .awaitingCut || stage == .following else { return refuse() }
             stage = .comparing
-            onResyncStart?(number, base, chain, epochs)
+            onResyncStart?(start)
         case .resyncReady, .probe, .probeAnswer, .resyncEnd, .resyncDone: onResyncMessage?(message)
         case .verifyAnswer(let answer): onVerifyAnswer?(answer)
         }
@@ -376,6 +413,7 @@ final class PeerLink {
         let done = { [self] in
             guard expected == generation else { return }
             stage = .following
+            onFollowing?()
             connection.send(.cutDone(seq: seq))
             checkMerged()
         }
@@ -400,7 +438,15 @@ final class PeerLink {
     /// The follower's log begins at `seq`; used by a resynchronisation.
     func continueAsFollower() {
         stage = .following
+        onFollowing?()
     }
+
+    /// The log is about to begin anew: no new session says what it holds before that is durable.
+    func holdSessions() { isCutting = true }
+    func releaseSessions() { cutEnded() }
+
+    /// The source and this node do not mean the same log: all files are compared.
+    func refuseResync(at seq: Seq) { connection?.send(.cutRefused(seq: seq)) }
 
     private var durableWaiter: (seq: Seq, generation: UInt64, work: () -> Void)?
 
@@ -493,8 +539,8 @@ final class PeerLink {
     private func readFromJournal(_ seq: Seq) {
         guard let plan = log.journal.plan(from: seq, limitBytes: PeerLink.journalReadBytes) else {
             logger.notice("the journal no longer reaches back to record \(seq)")
-            log.followerLost()
-            return beginComparison(.journalTooShort(common: seq.previous, oldest: log.journal.oldestSeq))
+            // What is known of its lacks may do instead: planned anew from what both hold now.
+            return announce()
         }
         readingJournal = true
         let expected = generation
@@ -514,7 +560,7 @@ final class PeerLink {
                 guard log.journal.plan(from: seq, limitBytes: 1) == nil else {
                     // The plain files here hold what the record did: they are compared instead.
                     logger.error("cannot read record \(seq) from the journal: \(error)")
-                    log.followerLost()
+                    endSession()
                     return beginComparison(.journalTooShort(common: seq.previous, oldest: log.journal.oldestSeq))
                 }
                 pump()

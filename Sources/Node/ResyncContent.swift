@@ -1,10 +1,15 @@
 import Format
 import Glibc
+import Replication
 import Tree
 
 /// One file under comparison.
 final class FileComparison {
-    enum Stage { case size, data, attributes, done }
+    enum Stage {
+        /// Nobody knows yet what it is.
+        case look
+        case size, data, attributes, done
+    }
     let file: FileID
     var stage: Stage
     /// Everything up to here is applied before the plain file is read; later records bring their own bytes.
@@ -15,21 +20,29 @@ final class FileComparison {
     var windows = 0
     var isBusy = false
 
-    init(_ file: FileID, isRegular: Bool, knownSince: Seq) {
+    /// - Parameter owed: what of it, if not all.
+    init(_ file: FileID, isRegular: Bool, knownSince: Seq, owed: DirtyMap.Changes? = nil) {
         self.file = file
         self.knownSince = knownSince
-        stage = isRegular ? .size : .attributes
+        if let owed, owed.hasNames, owed.hasContent {
+            stage = .look
+        } else {
+            stage = isRegular && owed?.hasContent ?? true ? .size : .attributes
+        }
     }
 }
 
 /// Content that was read and waits for its place in the order.
 final class ReadImage {
     let task: FileComparison
+    /// What is there when every piece is.
+    let range: Range<UInt64>
     var pieces: [ContentPiece]
     let since: Seq
     let ticket: UInt64
-    init(task: FileComparison, pieces: [ContentPiece], since: Seq, ticket: UInt64) {
+    init(task: FileComparison, range: Range<UInt64>, pieces: [ContentPiece], since: Seq, ticket: UInt64) {
         self.task = task
+        self.range = range
         self.pieces = pieces
         self.since = since
         self.ticket = ticket

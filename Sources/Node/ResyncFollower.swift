@@ -2,14 +2,26 @@ import Format
 import Journal
 import Tree
 
-/// The node whose files are compared: begins its log anew at the source's base, applies what comes, and answers probes.
+/// The node that is brought back: begins its log anew at the source's base, or goes on where it was broken off, applies
+/// what comes, and answers probes.
 ///
 /// ```
-///  waiting ── applier and journal quiet ──▶ resetting ── durable ──▶ receiving ── imageEnd applied ──▶ finishing ─▶ done
-///      └──────────────── connection lost: cancelled; a reset that was begun is finished all the same ──────────────┘
+///  comparison  waiting ── applier and journal quiet ─────────────────────▶ resetting ─┐
+///  ranges      catching ── up to `through` applied and synced ─▶ waiting ─▶ resetting ─┤ durable
+///  resumed     ────────────────────────────────────────────────────────────────────────┴▶ receiving
+///                                                     done ◀─ finishing ◀─ imageEnd applied ──┘
 /// ```
+///
+/// The connection lost: cancelled; a reset that was begun is finished all the same. This process dying:
+/// * catching, waiting: the copy is complete, at its old point, and says so;
+/// * resetting: either that, or incomplete with the number of this resynchronisation and an empty log;
+/// * receiving: incomplete, with the number, and a log that says how far it is. The next start replays it;
+/// * finishing: the same, or complete.
 final class ResyncFollower: ResyncSession {
     private enum Phase {
+        /// The old point: everything that both nodes have goes to the files and their disk. They are all that is known of
+        /// it once the log has begun anew.
+        case catching
         case waiting
         case resetting
         case receiving
@@ -19,33 +31,33 @@ final class ResyncFollower: ResyncSession {
     }
 
     private unowned let plane: DataPlane
-    private let number: UInt64
-    private let base: Seq
-    private let chain: UInt64
-    private let epochs: [EpochStart]
+    private let start: ResyncStart
     private let done: () -> Void
-    private var phase = Phase.waiting
+    private var phase: Phase
     private var isCancelled = false
     private var waiting: [Probe] = []
     private var endSeq: Seq?
     private var isCheckpointing = false
     private(set) var progress = ResyncProgress()
 
-    init(
-        plane: DataPlane, number: UInt64, base: Seq, chain: UInt64, epochs: [EpochStart], done: @escaping () -> Void
-    ) {
+    init(plane: DataPlane, start: ResyncStart, done: @escaping () -> Void) {
         self.plane = plane
-        self.number = number
-        self.base = base
-        self.chain = chain
-        self.epochs = epochs
+        self.start = start
         self.done = done
         progress.phase = "preparing"
-        plane.holdsCheckpoints = true
-        // From here on this copy does not count, whatever happens to the connection.
-        plane.link.setIncomplete(true)
-        plane.log.dropQueued(above: .zero)
-        begin()
+        phase = .waiting
+        switch start.kind {
+        case .comparison:
+            plane.holdsCheckpoints = true
+            // From here on this copy does not count, whatever happens to the connection.
+            plane.link.setIncomplete(true)
+            plane.log.dropQueued(above: .zero)
+            begin()
+        case .ranges:
+            phase = .catching
+            catchUp()
+        case .resumed: resume()
+        }
     }
 
     func cancel() {
@@ -60,6 +72,7 @@ final class ResyncFollower: ResyncSession {
     func progressed() {
         guard !isCancelled else { return }
         switch phase {
+        case .catching: catchUp()
         case .waiting: begin()
         case .receiving:
             answerProbes()
@@ -71,6 +84,38 @@ final class ResyncFollower: ResyncSession {
 
     // MARK: Beginning
 
+    private func catchUp() {
+        let log = plane.log
+        guard phase == .catching, !isCheckpointing else { return }
+        // Both nodes have it, and the other one serves with it: it is committed.
+        log.noteCommitted(start.through)
+        guard log.applied >= start.through, !plane.checkpointRunning else { return }
+        isCheckpointing = true
+        plane.checkpoint { [weak self] isDone in
+            guard let self else { return }
+            isCheckpointing = false
+            // Tried again with the next tick; a failed sync has ended this node's part already.
+            guard isDone, !isCancelled else { return }
+            phase = .waiting
+            plane.holdsCheckpoints = true
+            plane.log.dropQueued(above: start.through)
+            begin()
+        }
+    }
+
+    private func resume() {
+        let log = plane.log
+        guard plane.link.isIncomplete, plane.journal.resyncNumber == start.number, log.core.last == start.base,
+            log.lastChain == start.chain
+        else {
+            phase = .ended
+            return plane.link.refuseResync(at: start.base)
+        }
+        log.applier.goOnImaging()
+        plane.logger.notice("what was broken off goes on", metadata: ["from": "\(start.base)"])
+        receive()
+    }
+
     private func begin() {
         let log = plane.log
         // What is being applied belongs to the old history; nothing of it may come after the reset.
@@ -81,9 +126,12 @@ final class ResyncFollower: ResyncSession {
         do {
             // Durable before the first byte of the files changes: a crash in between must not leave half a copy that
             // looks whole.
-            try plane.journal.reset(to: base, chain: chain, epochs: EpochHistory(epochs), incomplete: true) {
-                [self] in wasReset()
-            }
+            try plane.journal.reset(
+                to: start.base, chain: start.chain, epochs: EpochHistory(start.epochs), incomplete: true,
+                resync: start.number
+            ) { [self] in wasReset() }
+            plane.link.setIncomplete(true)
+            plane.link.holdSessions()
         } catch {
             // Another cut or reset is under way: its end comes, and with it the next try.
             phase = .waiting
@@ -91,19 +139,25 @@ final class ResyncFollower: ResyncSession {
     }
 
     private func wasReset() {
-        plane.log.wasReset(to: base, chain: chain)
+        plane.log.wasReset(to: start.base, chain: start.chain)
         plane.holdsCheckpoints = false
+        plane.link.releaseSessions()
         guard !isCancelled else {
             phase = .ended
             return
         }
+        let what = start.kind == .comparison ? "compared with the other node's" : "brought up to date"
         plane.logger.notice(
-            "the files here are compared with the other node's; until that is done this copy does not count",
-            metadata: ["base": "\(base)"])
+            "the files here are \(what); until that is done this copy does not count",
+            metadata: ["base": "\(start.base)"])
+        receive()
+    }
+
+    private func receive() {
         phase = .receiving
         progress.phase = "receiving"
         plane.link.continueAsFollower()
-        plane.link.connection?.send(.resyncReady(number: number))
+        plane.link.connection?.send(.resyncReady(number: start.number))
     }
 
     // MARK: Messages
@@ -117,7 +171,7 @@ final class ResyncFollower: ResyncSession {
             else { return }
             waiting.append(probe)
             answerProbes()
-        case .resyncEnd(number, let seq):
+        case .resyncEnd(start.number, let seq):
             endSeq = seq
             finish()
         default: return
@@ -171,12 +225,12 @@ final class ResyncFollower: ResyncSession {
         }
         phase = .ended
         plane.journal.setIncomplete(false) { [self] in
-            // A later comparison has begun meanwhile: its mark counts.
+            // A later one has begun meanwhile: its mark counts.
             if isCancelled, plane.resync is ResyncFollower { return }
             plane.link.setIncomplete(false)
             plane.logger.notice("the files here are equal to the other node's")
             guard !isCancelled else { return }
-            plane.link.connection?.send(.resyncDone(number: number))
+            plane.link.connection?.send(.resyncDone(number: start.number))
             done()
         }
     }

@@ -2,23 +2,34 @@ import Format
 import Fuse
 import Glibc
 import Journal
+import Replication
 import Ring
 import Tree
 
-/// The primary's side of a comparison: walks its own tree and makes the follower's equal to it.
+/// The primary's side of a resynchronisation: walks its own tree, or what it owes of it, and makes the follower's equal.
 ///
 /// ```
-///  shrinking ── only this node is in sync ──▶ inviting ── resyncReady ──▶ walking
-///                                                     nothing left to image │
-///                                            ended ◀── resyncDone ── ending ◀┘ (imageEnd)
+///  shrinking ── only this node is in sync ─▶ recording ── durable ─▶ inviting ── resyncReady ──▶ walking
+///                                            (ranges only)                 nothing left to image │
+///                                                           ended ◀── resyncDone ── ending ◀─────┘ (imageEnd)
 /// ```
 ///
-/// Remembers every object that the follower knows (about 40 bytes each, while it runs); everything else is bounded by
-/// `ResyncLimits`.
+/// A comparison remembers every object that the follower knows (about 40 bytes each, while it runs), ranges those that it
+/// does not know yet; everything else is bounded by `ResyncLimits`.
 final class ResyncSource: ResyncSession {
-    private enum Phase: Equatable {
+    enum Kind: Equatable {
+        case comparison
+        /// `common`: the last record that the follower has.
+        case ranges(common: Seq, ReturnWay)
+
+        var name: String { self == .comparison ? "comparison" : "ranges" }
+    }
+
+    enum Phase: Equatable {
         /// The decision must say that the other node's copy does not count, before its first byte is overwritten.
         case shrinking
+        /// What is owed goes to the disk, with the number that the follower's copy will carry.
+        case recording
         case inviting
         case walking
         case ending
@@ -26,75 +37,106 @@ final class ResyncSource: ResyncSession {
     }
 
     /// A file, link or device that waits for its turn.
-    private struct Waiting {
+    struct Waiting {
         var file: FileID
         /// The image of its directory: from here on the follower knows it.
         var knownSince: Seq
         var isRegular: Bool
+        /// Only these parts of it are owed.
+        var owed: DirtyMap.Changes?
     }
 
     unowned let plane: DataPlane
-    private let number: UInt64
-    private let seed: UInt64
-    private let done: () -> Void
-    private var phase = Phase.shrinking
-    private var base = Seq.zero
+    let kind: Kind
+    var number: UInt64
+    let seed: UInt64
+    let done: () -> Void
+    var phase = Phase.shrinking
+    var base = Seq.zero
+    var chain: UInt64 = 0
+    var isRecording = false
     private(set) var isCancelled = false
-    private var isPumpPosted = false
+    var isPumpPosted = false
 
-    private var touches = TouchLog()
+    var touches = TouchLog()
     /// Everything logged before the comparison began is applied from here on.
-    private var startSeq = Seq.zero
-    private var known: Set<FileID> = [.root]
-    private var directories: [FileID] = [.root]
-    private var queuedDirectories: Set<FileID> = [.root]
-    private var directoriesReading = 0
+    var startSeq = Seq.zero
+    /// Of a comparison: what the follower knows.
+    var known: Set<FileID> = [.root]
+    /// Of ranges: what it does not know. Everything else it has from before.
+    var unknown: Set<FileID> = []
+    /// Moves of objects, oldest first, while directories are imaged: an image of a directory is placed only below
+    /// directories that are where they belong.
+    var moves: [(seq: Seq, file: FileID)] = []
+    /// Images in the order whose confirmation is waited for, by seq.
+    var unconfirmed: [(seq: Seq, image: Debt.Image)] = []
+    /// Of the objects owed, those that are walked next.
+    var owedFiles: [FileID] = []
+    var nextOwedFile = 0
+    /// Moves of which it is not known yet whether a directory was moved.
+    var pendingMoves = 0
+    var directories: [FileID] = [.root]
+    var queuedDirectories: Set<FileID> = [.root]
+    var directoriesReading = 0
     /// How often the directories in the queue were found busy.
-    private var busyDirectories: [FileID: Int] = [:]
+    var busyDirectories: [FileID: Int] = [:]
     /// Lets the application go on with the names of a directory.
-    private var heldNames: (() -> Void)?
-    private var files: [Waiting] = []
-    private var nextFile = 0
-    private var tasks: [FileComparison] = []
-    private var probes: [UInt64: (task: FileComparison, offset: UInt64, blocks: Int)] = [:]
-    private var nextProbe: UInt64
+    var heldNames: (() -> Void)?
+    var files: [Waiting] = []
+    var nextFile = 0
+    var tasks: [FileComparison] = []
+    var probes: [UInt64: (task: FileComparison, offset: UInt64, blocks: Int)] = [:]
+    var nextProbe: UInt64
     /// Ranges that differ and wait to be read.
-    private var differing: [(task: FileComparison, range: Range<UInt64>)] = []
+    var differing: [(task: FileComparison, range: Range<UInt64>)] = []
     /// What was read and has no place in the order yet.
-    private var images: [ReadImage] = []
+    var images: [ReadImage] = []
     /// Image bytes in the order and not on the follower's disk.
-    private var unacknowledged: [(seq: Seq, bytes: Int)] = []
-    private var unacknowledgedBytes = 0
-    private var jobs = 0
-    private var rangesReading = 0
+    var unacknowledged: [(seq: Seq, bytes: Int)] = []
+    var unacknowledgedBytes = 0
+    var jobs = 0
+    var rangesReading = 0
     /// The applied seq at the start of every read under way.
-    private var readsSince: [UInt64: Seq] = [:]
-    private var nextRead: UInt64 = 0
-    private var saidFull = false
-    private(set) var progress = ResyncProgress()
+    var readsSince: [UInt64: Seq] = [:]
+    var nextRead: UInt64 = 0
+    var saidFull = false
+    var progress = ResyncProgress()
 
-    init(plane: DataPlane, done: @escaping () -> Void) {
+    init(plane: DataPlane, kind: Kind, done: @escaping () -> Void) {
         self.plane = plane
+        self.kind = kind
         self.done = done
         var generator = SystemRandomNumberGenerator()
-        number = generator.next()
+        number = UInt64.random(in: 1...UInt64.max, using: &generator)
         seed = generator.next()
         // Answers of an earlier session find no probe.
         nextProbe = generator.next()
         progress.phase = "waiting for the decision"
+        if kind != .comparison {
+            directories = []
+            queuedDirectories = []
+        }
         schedule()
     }
 
-    private func invite() {
+    func invite() {
         guard plane.inSyncNow.isOnly(plane.node), plane.log.hasRoomForImages else { return }
+        guard kind == .comparison else { return record() }
         phase = .inviting
         progress.phase = "inviting"
         let (base, chain) = plane.log.beginImages(number: number)
+        invite(.comparison, base: base, chain: chain, through: .zero)
+    }
+
+    func invite(_ kind: ResyncStart.Kind, base: Seq, chain: UInt64, through: Seq) {
         self.base = base
         startSeq = plane.log.lastSeq
         plane.log.onLogged = { [unowned self] seq, body, length in logged(seq, body, length) }
         plane.link.connection?.send(
-            .resyncStart(number: number, base: base, chain: chain, epochs: plane.journal.epochs.starts))
+            .resyncStart(
+                ResyncStart(
+                    kind: kind, number: number, base: base, chain: chain, epochs: plane.journal.epochs.starts,
+                    through: through)))
     }
 
     func cancel() {
@@ -118,14 +160,17 @@ final class ResyncSource: ResyncSession {
         case .resyncReady(number) where phase == .inviting:
             phase = .walking
             progress.phase = "directories"
-            countUsedBytes()
+            if kind == .comparison { countUsedBytes() } else { startWalkingRanges() }
             plane.link.startStreaming(from: base)
             schedule()
         case .probeAnswer(let probe, let differs): answered(probe, differs)
         case .resyncDone(number) where phase == .ending:
             plane.logger.notice(
                 "the other node's files are equal to this one's",
-                metadata: ["files": "\(progress.files)", "bytes.differing": "\(progress.differingBytes)"])
+                metadata: [
+                    "kind": "\(kind.name)", "files": "\(progress.files)",
+                    "bytes.differing": "\(progress.differingBytes)",
+                ])
             cancel()
             done()
         default: return
@@ -134,34 +179,37 @@ final class ResyncSource: ResyncSession {
 
     // MARK: - What the application does meanwhile
 
-    private func logged(_ seq: Seq, _ body: RecordBody, _ length: Int) {
+    func logged(_ seq: Seq, _ body: RecordBody, _ length: Int) {
         touches.note(seq, body, length: length)
         switch body {
         case .create(let file, _, _, _, _, _):
             // The follower builds it from the record, wherever its directory is; its content comes by records.
-            known.insert(file)
+            if kind == .comparison { known.insert(file) }
         case .link(let file, let parent, _): placed(file, in: parent)
         case .rename(let file, let parent, _, let newParent, _, let exchange, let replaced, _):
             placed(file, in: newParent)
             if exchange { placed(replaced, in: parent) }
+            moved(seq, file, from: parent, to: newParent, exchangedWith: exchange ? replaced : nil)
         default: return
         }
     }
 
+    func isKnown(_ file: FileID) -> Bool { kind == .comparison ? known.contains(file) : !unknown.contains(file) }
+
     /// The follower cannot give a name to what it does not know: an image of the directory will.
-    private func placed(_ file: FileID, in directory: FileID) {
-        guard !known.contains(file), known.contains(directory) else { return }
+    func placed(_ file: FileID, in directory: FileID) {
+        guard !isKnown(file), isKnown(directory) else { return }
         enqueue(directory)
     }
 
-    private func enqueue(_ directory: FileID) {
+    func enqueue(_ directory: FileID) {
         if queuedDirectories.insert(directory).inserted { directories.append(directory) }
     }
 
     // MARK: - Going on
 
     /// Runs the pump in a turn of its own: never inside an operation of the log.
-    private func schedule() {
+    func schedule() {
         guard !isPumpPosted, !isCancelled else { return }
         isPumpPosted = true
         let bound = ThreadBound(self)
@@ -171,12 +219,20 @@ final class ResyncSource: ResyncSession {
         }
     }
 
-    private func pump() {
+    func pump() {
         if phase == .shrinking { invite() }
+        if phase == .recording { inviteWhenRecorded() }
         guard phase == .walking, !isCancelled else { return }
         countAcknowledged()
+        confirmImages()
         let applied = plane.log.applied
-        touches.prune(through: min(applied, readsSince.values.min() ?? applied))
+        let oldest = min(applied, readsSince.values.min() ?? applied)
+        touches.prune(through: oldest)
+        if let first = moves.firstIndex(where: { $0.seq > oldest }) {
+            moves.removeFirst(first)
+        } else {
+            moves.removeAll()
+        }
         guard applied >= startSeq, plane.log.core.follower != nil else { return }
         logImages()
         imageDirectories()
@@ -188,9 +244,9 @@ final class ResyncSource: ResyncSession {
         endIfComplete()
     }
 
-    private var follower: Seq { plane.log.core.follower?.durable ?? .zero }
+    var follower: Seq { plane.log.core.follower?.durable ?? .zero }
 
-    private func countAcknowledged() {
+    func countAcknowledged() {
         let durable = follower
         var count = 0
         for image in unacknowledged {
@@ -202,7 +258,7 @@ final class ResyncSource: ResyncSession {
     }
 
     /// Whether an image may be added now.
-    private var hasRoom: Bool {
+    var hasRoom: Bool {
         guard unacknowledgedBytes < ResyncLimits.inFlightBytes, plane.log.hasRoomForImages else { return false }
         if let free = plane.log.peerFreeSpace,
             free < UInt64(ResyncLimits.inFlightBytes) + UInt64(MirrorLog.reservedSpaceBytes)
@@ -219,7 +275,7 @@ final class ResyncSource: ResyncSession {
         return true
     }
 
-    private func append(_ body: RecordBody, bytes: Int) -> Seq {
+    func append(_ body: RecordBody, bytes: Int) -> Seq {
         let seq = plane.log.appendImage(body, time: plane.log.wallClock())
         unacknowledged.append((seq, bytes))
         unacknowledgedBytes += bytes
@@ -228,7 +284,7 @@ final class ResyncSource: ResyncSession {
 
     /// Reads from the plain files on a worker. `then` gets the applied seq at the start: what records above it touch may
     /// be old in what was read. Until `then` returns, those records are remembered.
-    private func read<Value: Sendable>(
+    func read<Value: Sendable>(
         _ call: @escaping @Sendable (PlainTree) throws(TreeError) -> Value,
         then: @escaping (Result<Value, TreeError>, Seq) -> Void
     ) {
@@ -247,7 +303,7 @@ final class ResyncSource: ResyncSession {
     }
 
     /// An object that went while it was looked at needs no image. Anything else is a fault of this node's own disk.
-    private func isGone(_ error: TreeError) -> Bool {
+    func isGone(_ error: TreeError) -> Bool {
         if error.code == ESTALE || error.code == ENOENT { return true }
         plane.logger.error(
             "the comparison of the files stops: \(error); it is tried again with the next connection")
@@ -258,7 +314,7 @@ final class ResyncSource: ResyncSession {
 
     // MARK: - Directories
 
-    private func imageDirectories() {
+    func imageDirectories() {
         var looked = directories.count
         while looked > 0, directoriesReading < ResyncLimits.directories, jobs < ResyncLimits.jobs, hasRoom {
             looked -= 1
@@ -278,13 +334,13 @@ final class ResyncSource: ResyncSession {
         }
     }
 
-    private func isBusy(_ directory: FileID) {
+    func isBusy(_ directory: FileID) {
         busyDirectories[directory, default: 0] += 1
         directories.append(directory)
     }
 
     /// The application never leaves this directory alone: its changes of names wait for one reading.
-    private func imageHeld(_ directory: FileID, _ mounted: MirroredDirectory) {
+    func imageHeld(_ directory: FileID, _ mounted: MirroredDirectory) {
         directoriesReading += 1
         // A mark, so that one directory is held at a time; the lock may come later.
         heldNames = {}
@@ -295,63 +351,85 @@ final class ResyncSource: ResyncSession {
         }
     }
 
-    private func releaseNames() {
+    func releaseNames() {
         let release = heldNames
         heldNames = nil
         release?()
     }
 
     /// - Parameter namesRest: every change of its names is applied, though the watermark may lag behind.
-    private func imageNow(_ directory: FileID, namesRest: Bool, _ finished: @escaping () -> Void) {
+    func imageNow(_ directory: FileID, namesRest: Bool, _ finished: @escaping () -> Void) {
         let asked = plane.log.lastSeq
-        read { tree throws(TreeError) in
-            try tree.imageOfDirectory(directory)
+        // A comparison goes from the root down by itself.
+        let waitsFor = kind == .comparison ? nil : queuedDirectories
+        read { tree throws(TreeError) -> (parts: [RecordBody], ancestors: [FileID]) in
+            let ancestors = waitsFor == nil ? [] : try tree.ancestors(of: directory)
+            // Not its turn: not worth reading.
+            let waits = waitsFor.map { ancestors.contains(where: $0.contains) } ?? false
+            return (waits ? [] : try tree.imageOfDirectory(directory), ancestors)
         } then: { [self] result, since in
             directoriesReading -= 1
             defer { finished() }
             switch result {
             case .failure(let error):
                 if isGone(error) { forgetQueued(directory) }
-            case .success(let parts):
+            case .success(let (parts, ancestors)):
                 guard !touches.isTouched(directory, after: namesRest ? asked : since),
                     !touches.isTouched(directory, after: since, attributesOnly: true), plane.log.hasRoomForImages
                 else { return isBusy(directory) }
+                guard !parts.isEmpty, isInPlace(directory, ancestors, since: since) else {
+                    return directories.append(directory)
+                }
                 forgetQueued(directory)
-                image(parts)
+                image(directory, parts)
             }
         }
     }
 
-    private func forgetQueued(_ directory: FileID) {
+    func forgetQueued(_ directory: FileID) {
         queuedDirectories.remove(directory)
         busyDirectories[directory] = nil
     }
 
-    private func image(_ parts: [RecordBody]) {
+    func image(_ directory: FileID, _ parts: [RecordBody]) {
+        var learned: [FileID] = []
+        var last = Seq.zero
         for part in parts {
             guard case .imageDirectory(_, _, _, _, _, let entries) = part else { continue }
             let seq = append(part, bytes: entries.reduce(256) { $0 + 24 + $1.name.count })
-            for entry in entries where known.insert(entry.file).inserted {
+            last = seq
+            for entry in entries where becomesKnown(entry.file) {
+                learned.append(entry.file)
                 let type = entry.mode & S_IFMT
                 if type == S_IFDIR {
                     enqueue(entry.file)
                 } else {
-                    files.append(Waiting(file: entry.file, knownSince: seq, isRegular: type == S_IFREG))
+                    files.append(
+                        Waiting(
+                            file: entry.file, knownSince: seq, isRegular: type == S_IFREG, owed: owed(entry.file)))
                 }
             }
         }
+        note(.directory(directory, learned: learned), at: last)
+    }
+
+    /// - Returns: whether it was not known before.
+    func becomesKnown(_ file: FileID) -> Bool {
+        kind == .comparison ? known.insert(file).inserted : unknown.remove(file) != nil
     }
 
     // MARK: - Files
 
-    private func startFiles() {
+    func startFiles() {
         // Directories first: they show what there is, and what is done twice is little.
         // A directory that is never quiet does not hold up the files.
         guard directories.isEmpty || directoriesReading == 0 else { return }
+        fillFiles()
         while tasks.count < ResyncLimits.files, nextFile < files.count {
             let next = files[nextFile]
             nextFile += 1
-            tasks.append(FileComparison(next.file, isRegular: next.isRegular, knownSince: next.knownSince))
+            tasks.append(
+                FileComparison(next.file, isRegular: next.isRegular, knownSince: next.knownSince, owed: next.owed))
         }
         if nextFile == files.count {
             files.removeAll()
@@ -362,10 +440,12 @@ final class ResyncSource: ResyncSession {
         }
     }
 
-    private func step(_ task: FileComparison) {
+    func step(_ task: FileComparison) {
         guard !task.isBusy, plane.log.applied >= task.knownSince, !isCancelled else { return }
         switch task.stage {
+        case .look: look(task)
         case .size: sendSize(task)
+        case .data where kind != .comparison: feedRanges(task)
         case .data:
             if task.next < task.size {
                 if jobs < ResyncLimits.jobs, probes.count < ResyncLimits.probes,
@@ -382,11 +462,11 @@ final class ResyncSource: ResyncSession {
         }
     }
 
-    private func gone(_ task: FileComparison) { task.stage = .done }
+    func gone(_ task: FileComparison) { task.stage = .done }
 
     // MARK: Size
 
-    private func sendSize(_ task: FileComparison) {
+    func sendSize(_ task: FileComparison) {
         if let attributes = plane.directory?.attributesInMemory(of: task.file) {
             guard hasRoom else { return }
             return setSize(task, attributes)
@@ -408,7 +488,7 @@ final class ResyncSource: ResyncSession {
     }
 
     /// - Parameter attributes: as of the last record logged.
-    private func setSize(_ task: FileComparison, _ attributes: FileAttributes) {
+    func setSize(_ task: FileComparison, _ attributes: FileAttributes) {
         guard attributes.size > 0 else {
             task.stage = .attributes
             return
@@ -418,11 +498,12 @@ final class ResyncSource: ResyncSession {
         task.knownSince = append(
             .setAttributes(file: task.file, mask: .size, attributes: attributes), bytes: 96)
         task.stage = .data
+        if kind != .comparison { countRanges(task) }
     }
 
     // MARK: Hashes
 
-    private func probe(_ task: FileComparison) {
+    func probe(_ task: FileComparison) {
         task.isBusy = true
         let file = task.file
         let offset = task.next
@@ -460,7 +541,7 @@ final class ResyncSource: ResyncSession {
         }
     }
 
-    private func answered(_ number: UInt64, _ differs: [UInt8]) {
+    func answered(_ number: UInt64, _ differs: [UInt8]) {
         guard let (task, offset, blocks) = probes.removeValue(forKey: number), differs.count == (blocks + 7) / 8
         else { return }
         let block = UInt64(ResyncLimits.blockBytes)
@@ -484,7 +565,7 @@ final class ResyncSource: ResyncSession {
 
     // MARK: Data
 
-    private func readDifferences() {
+    func readDifferences() {
         while !differing.isEmpty, jobs < ResyncLimits.jobs, hasRoom,
             unacknowledgedBytes + (rangesReading + images.count) * ResyncLimits.readBytes < ResyncLimits.inFlightBytes
         {
@@ -504,7 +585,10 @@ final class ResyncSource: ResyncSession {
                         differing.insert((task, end..<range.upperBound), at: 0)
                         task.windows += 1
                     }
-                    images.append(ReadImage(task: task, pieces: pieces, since: since, ticket: keep(since)))
+                    images.append(
+                        ReadImage(
+                            task: task, range: confirmable(range.lowerBound..<end, of: range), pieces: pieces,
+                            since: since, ticket: keep(since)))
                     logImages()
                 }
             }
@@ -512,14 +596,14 @@ final class ResyncSource: ResyncSession {
     }
 
     /// Keeps the records above `since` remembered until the image has its place.
-    private func keep(_ since: Seq) -> UInt64 {
+    func keep(_ since: Seq) -> UInt64 {
         let ticket = nextRead
         nextRead += 1
         readsSince[ticket] = since
         return ticket
     }
 
-    private func logImages() {
+    func logImages() {
         while let image = images.first {
             while let piece = image.pieces.first {
                 guard hasRoom, log(piece, of: image) else { return }
@@ -528,11 +612,13 @@ final class ResyncSource: ResyncSession {
             readsSince[image.ticket] = nil
             image.task.windows -= 1
             images.removeFirst()
+            // What was left out comes with records: they must have arrived as well.
+            note(.content(image.task.file, image.range), at: plane.log.lastSeq)
         }
     }
 
     /// - Returns: false when memory is used up; then the piece comes again.
-    private func log(_ piece: ContentPiece, of image: ReadImage) -> Bool {
+    func log(_ piece: ContentPiece, of image: ReadImage) -> Bool {
         let file = image.task.file
         let log = plane.log
         // Asked anew at every try: records may have come since.
@@ -557,7 +643,7 @@ final class ResyncSource: ResyncSession {
 
     // MARK: Attributes
 
-    private func sendAttributes(_ task: FileComparison) {
+    func sendAttributes(_ task: FileComparison) {
         let file = task.file
         let inMemory = plane.directory?.attributesInMemory(of: file) != nil
         guard jobs < ResyncLimits.jobs,
@@ -574,8 +660,9 @@ final class ResyncSource: ResyncSession {
                 let newest = plane.directory?.attributesInMemory(of: file)
                 guard !touches.isTouched(file, after: since, attributesOnly: newest != nil), hasRoom else { return }
                 let bytes = xattrs.reduce(128 + target.count) { $0 + $1.name.count + $1.value.count }
-                _ = append(
+                let seq = append(
                     .imageFile(file: file, attributes: newest ?? plain, target: target, xattrs: xattrs), bytes: bytes)
+                note(.object(file), at: seq)
                 task.stage = .done
                 progress.files += 1
             case .success: gone(task)
@@ -585,8 +672,9 @@ final class ResyncSource: ResyncSession {
 
     // MARK: - The end
 
-    private func endIfComplete() {
-        guard phase == .walking, !isCancelled, directories.isEmpty, directoriesReading == 0, nextFile == files.count,
+    func endIfComplete() {
+        guard phase == .walking, !isCancelled, directories.isEmpty, directoriesReading == 0, pendingMoves == 0,
+            nextFile == files.count, nextOwedFile == owedFiles.count,
             tasks.isEmpty, images.isEmpty, differing.isEmpty, jobs == 0, hasRoom
         else { return }
         let seq = append(.imageEnd(number: number), bytes: 64)
@@ -597,7 +685,7 @@ final class ResyncSource: ResyncSession {
     }
 
     /// For progress only: what the file system holds, other things on it included.
-    private func countUsedBytes() {
+    func countUsedBytes() {
         plane.compareOnWorker { tree throws(TreeError) in
             let found = try tree.statistics()
             return (found.blocks - found.blocksFree) * found.blockSize

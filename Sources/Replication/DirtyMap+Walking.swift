@@ -70,6 +70,12 @@ extension DirtyMap {
         return min(total, end) + (size - end)
     }
 
+    /// The bytes from where the file was cut, or all of a new one, up to `size`: what `extentBytes` leaves out.
+    public func tailBytes(of file: FileID, size: UInt64) -> UInt64 {
+        guard let changes = objects[file] else { return isKnownWhole(file) ? size : 0 }
+        return size - min(size, changes.changedFrom)
+    }
+
     private func isKnownWhole(_ file: FileID) -> Bool { wholes.contains(file) || createdWholes.contains(file) }
 
     /// An upper bound of what all extents hold, bytes; files changed from some byte to their end not included.
@@ -81,11 +87,11 @@ extension DirtyMap {
 
     // MARK: Taking out what the other node has on its disk
 
-    /// The names of this directory are there.
-    public mutating func forgetNames(of file: FileID) { forget(file) }
-
     /// Everything of this object is there.
     public mutating func forgetObject(_ file: FileID) { forget(file) }
+
+    /// The other node has the object now, though not what is in it.
+    public mutating func becomesKnown(_ file: FileID) { clearCreated(file) }
 
     /// `range`, as `range(of:from:size:limit:)` gave it, is there.
     public mutating func forgetContent(of file: FileID, _ range: Range<UInt64>) {

@@ -71,9 +71,10 @@ public struct DirtyMap: Sendable {
 
     // MARK: - Noting
 
-    /// Notes every record of a batch.
+    /// Notes every record of a batch but images: whoever made those has what they bring, and whoever took them had it from
+    /// there.
     public mutating func note(_ batch: Batch) {
-        for record in batch.records { note(record.body, length: record.payload.length) }
+        for record in batch.records where !record.isImage { note(record.body, length: record.payload.length) }
     }
 
     /// Notes what a record changes.
@@ -182,6 +183,14 @@ public struct DirtyMap: Sendable {
             if other.shift < shift { return formUnion(other) }
         }
         keepWithinBudget()
+    }
+
+    mutating func clearCreated(_ file: FileID) {
+        if createdWholes.contains(file) {
+            createdWholes.remove(file)
+            wholes.insert(file)
+        }
+        objects[file]?.flags.remove(.created)
     }
 
     mutating func removeExtents(of file: FileID, _ range: Range<UInt64>) {

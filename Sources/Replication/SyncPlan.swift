@@ -4,6 +4,8 @@ import Format
 public enum SyncPlan: Sendable, Hashable {
     /// I send; the other cuts to `common` and receives what follows.
     case source(common: Seq)
+    /// I send, but the other's log cannot be continued from the journal alone. I know what it lacks.
+    case ranges(common: Seq, ReturnWay)
     /// I send, but the other's log cannot be continued: compare the files.
     case compare(ComparisonReason)
     /// The other sends; it tells me what to cut.
@@ -37,19 +39,27 @@ extension SyncPlan {
     ///   - me: this node.
     ///   - mine: this node's log.
     ///   - theirs: the other's.
-    public static func make(me: NodeID, mine: LogState, theirs: LogState) -> SyncPlan {
+    ///   - debt: what this node knows of what the other one lacks; nil when it knows nothing.
+    public static func make(me: NodeID, mine: LogState, theirs: LogState, debt: Debt.Terms? = nil) -> SyncPlan {
         let sourceIsMe: Bool
         switch source(me: me, mine: mine, theirs: theirs) {
         case .success(let node): sourceIsMe = node == me
         case .failure(let refusal): return .refuse(refusal.reason)
         }
         guard sourceIsMe else { return .follow }
-        if theirs.isIncomplete { return .compare(.incomplete) }
         let common = commonSeq(mine, theirs)
+        let way = debt?.way(
+            isIncomplete: theirs.isIncomplete, number: theirs.resyncNumber, common: common, oldest: mine.oldestSeq)
         // Committed records are part of every history that follows; a node that applied others has left this one.
-        if theirs.committedSeq > common { return .compare(.otherHistory(common: common, applied: theirs.committedSeq)) }
-        if common.next < mine.oldestSeq { return .compare(.journalTooShort(common: common, oldest: mine.oldestSeq)) }
-        return .source(common: common)
+        let hasOtherRecords = theirs.committedSeq > common
+        if theirs.isIncomplete {
+            guard let way, !hasOtherRecords else { return .compare(.incomplete) }
+            return .ranges(common: common, way)
+        }
+        if hasOtherRecords { return .compare(.otherHistory(common: common, applied: theirs.committedSeq)) }
+        if common.next >= mine.oldestSeq { return .source(common: common) }
+        guard let way else { return .compare(.journalTooShort(common: common, oldest: mine.oldestSeq)) }
+        return .ranges(common: common, way)
     }
 
     struct Refusal: Error { let reason: RefusalReason }

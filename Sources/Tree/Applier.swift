@@ -20,7 +20,7 @@ internal import Synchronization
 /// results are posted once while a post is under way.
 public final class Applier {
     public let tree: PlainTree
-    /// Changes when a node is promoted or steps down: a primary skips images, which it has.
+    /// Changes when a node is promoted or steps down, and when its copy becomes incomplete or complete.
     public var role: ApplyRole
     /// A record is in the plain files. Not in the order of the records.
     public var onApplied: (Seq) -> Void = { _ in }
@@ -98,6 +98,12 @@ public final class Applier {
         batches = []
     }
 
+    /// A resynchronisation that was broken off goes on: what comes next is applied leniently from its first record.
+    public func goOnImaging() {
+        tree.goOnImaging()
+        isImaging = true
+    }
+
     /// Hands in the records of `batch` from the first not handed in yet to `last`: those that every in-sync node has on
     /// its disk. Batches come in order; one may come several times as more of it is committed.
     public func submit(_ batch: Batch, through last: Seq) {
@@ -109,12 +115,12 @@ public final class Applier {
         var seq = first
         while seq <= last {
             let record = batch.records[seq - batch.firstSeq]
-            if record.body.isImageMark { isImaging = record.body.kind == .imageStart }
+            if record.body.isImageMark, role == .behind { isImaging = record.body.kind == .imageStart }
             // While images come, names move between directories that no record names: one at a time.
             let isBarrier =
                 record.body.isImageMark || record.isImage && record.body.kind == .imageDirectory
                 || isImaging && record.body.isNamespace
-            schedule.add(seq, touched: record.body.touched, isBarrier: isBarrier && role == .secondary)
+            schedule.add(seq, touched: record.body.touched, isBarrier: isBarrier && role == .behind)
             seq = seq.next
         }
         deal()

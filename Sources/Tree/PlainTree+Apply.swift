@@ -3,10 +3,14 @@ public import Format
 internal import Glibc
 internal import Ring
 
-/// Whose plain files a record goes to.
+/// Whose plain files a record goes to. Only a copy that is behind takes images: to everybody else they are copies of
+/// what is there already. So a complete node that catches up through the records of a resynchronisation that was broken
+/// off, and was not its own, passes over them.
 public enum ApplyRole: Sendable {
     case primary
     case secondary
+    /// A secondary whose copy is incomplete and is being brought up to date.
+    case behind
 }
 
 /// Applying records. Each gives the same final state however often it is applied, also when an earlier try stopped in
@@ -31,8 +35,9 @@ extension PlainTree {
     public func apply(
         _ record: Record, payload: UnsafeRawBufferPointer, role: ApplyRole, settingTimes: Bool = true
     ) throws(TreeError) {
-        if record.isImage, role == .primary { return }
-        if role == .secondary, isImaging || record.isImage || record.body.isImageMark {
+        let isImage = record.isImage || record.body.isImageMark
+        if isImage, role != .behind { return }
+        if role == .behind, isImaging || isImage {
             return try unsafe applyImaging(record, payload: payload, settingTimes: settingTimes)
         }
         try unsafe applyExactly(record, payload: payload, settingTimes: settingTimes)

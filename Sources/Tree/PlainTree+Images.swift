@@ -122,6 +122,11 @@ extension PlainTree {
     /// A resynchronisation is under way: records may name objects that are not here yet.
     public var isImaging: Bool { state.withLock { $0.image != nil } }
 
+    /// A resynchronisation that was broken off goes on.
+    func goOnImaging() {
+        state.withLock { if $0.image == nil { $0.image = ImageSession(number: 0, isResumed: true) } }
+    }
+
     /// Applies a record while the tree is not (yet) the mirror: what is missing is left out, what is in the way goes to
     /// staging; the images that follow set it right.
     func applyImaging(
@@ -247,6 +252,7 @@ extension PlainTree {
     private func replace(
         _ file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute]
     ) throws(TreeError) {
+        try findReplaceable()
         let places = state.withLock { $0.image?.replaceable[file] ?? [] }
         let stagingName = PlainTree.encodeTag(file)
         try build(file, attributes, target, xattrs)
@@ -264,6 +270,33 @@ extension PlainTree {
             }
         }
         try System.unlink(staging.rawValue, stagingName, isDirectory: false)
+    }
+
+    /// Where links and devices stand is known from the images of their directories. Those came to an earlier process, if
+    /// the resynchronisation was broken off: then a scan finds it, once.
+    private func findReplaceable() throws(TreeError) {
+        guard state.withLock({ $0.image?.isResumed ?? false }) else { return }
+        var found: [FileID: [(parent: FileID, name: FileName)]] = [:]
+        var waiting: [FileID] = [.root]
+        while let directory = waiting.popLast() {
+            try withDirectory(directory) { (fd) throws(TreeError) in
+                for name in try allNames(fd, of: directory) {
+                    guard let object = try child(name, of: fd), let file = try tag(of: object.rawValue) else {
+                        continue
+                    }
+                    switch try System.stat(object.rawValue).mode & S_IFMT {
+                    case S_IFDIR: waiting.append(file)
+                    case S_IFLNK, S_IFCHR, S_IFBLK: found[file, default: []].append((directory, name))
+                    default: continue
+                    }
+                }
+            }
+        }
+        state.withLock { state in
+            // What images of this process said is among it.
+            state.image?.replaceable = found
+            state.image?.isResumed = false
+        }
     }
 
     /// All attributes and exactly these extended attributes.

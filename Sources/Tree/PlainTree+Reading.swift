@@ -200,4 +200,23 @@ extension PlainTree {
         }
         if isNew { logger.error("\(path) is not mirrored. \(PlainTree.foreignRemedy)") }
     }
+
+    /// The directories above a directory, the nearest first, up to the root.
+    /// - Throws: ENOENT for one that has left the tree.
+    public func ancestors(of directory: FileID) throws(TreeError) -> [FileID] {
+        guard directory != .root else { return [] }
+        let dots: FileName = [UInt8(ascii: "."), UInt8(ascii: ".")]
+        var found: [FileID] = []
+        let object = try object(directory, writable: false)
+        var above = try System.open(object.fd, dots, O_RDONLY | CLINUX_O_DIRECTORY | CLINUX_O_NOATIME)
+        withExtendedLifetime(object) {}
+        while true {
+            guard let file = try tag(of: above.rawValue) else {
+                throw TreeError("find the directories above", "file \(directory)", code: ENOENT)
+            }
+            found.append(file)
+            if file == .root { return found }
+            above = try System.open(above.rawValue, dots, O_RDONLY | CLINUX_O_DIRECTORY | CLINUX_O_NOATIME)
+        }
+    }
 }

@@ -32,7 +32,8 @@ extension PlainTree {
     ///
     /// - Parameters:
     ///   - checkpoint: everything up to here was in the plain files at the last `sync` that the journal knows of.
-    ///   - isBehind: a resynchronisation was under way, so objects may be missing; the next one brings them.
+    ///   - isBehind: a resynchronisation was under way, so objects may be missing; the next one brings them. Only then are
+    ///     images taken.
     /// - Throws: also when an object that must be there is not: then the tree is not what the journal belongs to.
     public func replay(
         after checkpoint: Seq, through committed: Seq, isBehind: Bool = false, batches: BatchSource
@@ -51,7 +52,9 @@ extension PlainTree {
         try batches { (batch) throws(TreeError) in
             for (index, record) in batch.records.enumerated() {
                 let seq = batch.firstSeq + index
-                if seq > checkpoint, seq <= committed { plan.add(seq, record) }
+                guard seq > checkpoint, seq <= committed else { continue }
+                // A copy that is complete has what images bring.
+                if isBehind || !(record.isImage || record.body.isImageMark) { plan.add(seq, record) }
             }
         }
         let isLenient = isBehind || plan.hasImages
@@ -69,7 +72,12 @@ extension PlainTree {
         try placeAll(plan, step)
         try keepStrays(evicted, plan, isLenient: isLenient)
         // Before the data: what was removed since must give its space back first.
+        let endsInImages = plan.endsInImages ?? isBehind
         for name in try stagingNames() {
+            // An image still to come may give a name back to what lost one: only what is gone for good goes.
+            if endsInImages, PlainTree.decodeTag(name).map({ !(plan.objects[$0]?.isRemoved ?? false) }) ?? true {
+                continue
+            }
             try step()
             try removeFromStaging(name)
         }
@@ -77,8 +85,10 @@ extension PlainTree {
         result.bytes = try redoData(plan, batches, step)
         try redoAttributes(plan, step)
         try sync()
-        result.isImaging = plan.endsInImages ?? isBehind
-        if result.isImaging { state.withLock { $0.image = ImageSession(number: 0) } }
+        result.isImaging = endsInImages
+        if endsInImages {
+            state.withLock { $0.image = ImageSession(number: 0, isResumed: true, names: plan.partial) }
+        }
         return result
     }
 

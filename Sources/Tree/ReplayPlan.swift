@@ -41,7 +41,7 @@ struct ReplayPlan {
     /// Directories all of whose names are in `names`: anything else in them goes.
     private(set) var complete: Set<FileID> = []
     /// Names of directories whose image has come in part.
-    private var partial: [FileID: Set<FileName>] = [:]
+    private(set) var partial: [FileID: Set<FileName>] = [:]
     private(set) var records = 0
     private(set) var hasImages = false
     /// A resynchronisation had begun (true) or was complete (false) at the end; nil: no record says.

@@ -269,6 +269,7 @@ final class Wire: @unchecked Sendable {
     // Sendable because the ends are used on their own data threads only, and `isCut` is protected.
     private let isCut = Mutex(false)
     private let carried = Mutex((toA: 0, toB: 0))
+    private let breaksAt = Mutex<(@Sendable (DataMessage) -> Bool)?>(nil)
     fileprivate let ends: [WireEnd]
     private let nodes: [TestNode]
 
@@ -318,6 +319,13 @@ final class Wire: @unchecked Sendable {
         }
     }
 
+    /// The connection breaks when such a message is sent, and the message is lost.
+    func breaks(at message: @escaping @Sendable (DataMessage) -> Bool) { breaksAt.withLock { $0 = message } }
+
+    fileprivate func isLost(_ message: DataMessage) -> Bool { breaksAt.withLock { $0?(message) ?? false } }
+
+    var isBroken: Bool { isCut.withLock { $0 } }
+
     /// Bytes sent to the second node.
     var bytesToB: Int { carried.withLock { $0.toB } }
 
@@ -336,6 +344,7 @@ final class WireEnd: DataConnection, @unchecked Sendable {
     var queuedBytes: Int { 0 }
 
     func send(_ message: DataMessage) {
+        guard !wire.isLost(message) else { return wire.lost(index) }
         let bytes = message.encoded()
         wire.carry(from: index, bytes: bytes.count + 48) { plane in
             do {

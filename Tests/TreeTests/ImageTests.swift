@@ -197,7 +197,7 @@ private struct Comparison {
                 try secondary.applyImaging(record.record, payload: $0, settingTimes: true)
             }
         }
-        let result = try secondary.replay(all, after: 0)
+        let result = try secondary.replay(all, after: 0, isBehind: true)
         #expect(result.sawImages && !secondary.isImaging)
         try expectSame(secondary, generator.model)
     }

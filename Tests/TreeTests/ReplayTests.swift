@@ -32,14 +32,14 @@ func batches(of drawn: [Generator.Drawn], from first: Seq = Seq(rawValue: 1), si
 
 extension PlainTree {
     func replay(
-        _ drawn: [Generator.Drawn], after checkpoint: Int, through last: Int? = nil,
+        _ drawn: [Generator.Drawn], after checkpoint: Int, through last: Int? = nil, isBehind: Bool = false,
         step: @escaping ReplayStep = { () throws(TreeError) in }
     ) throws -> ReplayResult {
         // Large payloads one to a batch: the records of a batch have a limit in bytes.
         let all = batches(of: drawn, size: drawn.contains { $0.payload.count > 40_000 } ? 1 : 10)
         return try replay(
             after: Seq(rawValue: UInt64(checkpoint)), through: Seq(rawValue: UInt64(last ?? drawn.count)),
-            isBehind: false,
+            isBehind: isBehind,
             batches: { (visit) throws(TreeError) in for batch in all { try visit(batch) } }, step: step)
     }
 

@@ -58,13 +58,13 @@ extension PlainTree {
     func apply(_ body: RecordBody, time: Int64 = 1_700_000_000_000_000_000, isImage: Bool = false) throws {
         try apply(
             Record(time: time, body: body, isImage: isImage), payload: UnsafeRawBufferPointer(start: nil, count: 0),
-            role: .secondary)
+            role: .behind)
     }
     func write(_ file: FileID, _ bytes: [UInt8], at offset: UInt64 = 0, isImage: Bool = false) throws {
         let record = Record(
             time: 1_700_000_000_000_000_000, body: .write(file: file, offset: offset),
             payload: .inline(offset: 0, length: bytes.count, checksum: 0), isImage: isImage)
-        try bytes.withUnsafeBytes { try apply(record, payload: $0, role: .secondary) }
+        try bytes.withUnsafeBytes { try apply(record, payload: $0, role: .behind) }
     }
     func contents(_ file: FileID) throws -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: Int(try status(of: file).attributes.size))

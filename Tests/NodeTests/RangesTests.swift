@@ -1,0 +1,379 @@
+import CLinux
+import Format
+import Glibc
+import Quorum
+import Synchronization
+import Testing
+
+@testable import Journal
+@testable import Node
+@testable import Tree
+
+extension Pair {
+    /// The first node's decision to go on alone, as the control side would hand it down.
+    func goAlone(_ node: TestNode, epoch: UInt32) {
+        node.call { plane in
+            plane.setPolicy(
+                AckPolicy(
+                    possible: [
+                        AckRequirement(inSync: .both, ownDisk: true),
+                        AckRequirement(inSync: NodeSet(node.id), ownDisk: true),
+                    ], flushFirst: true), token: 2)
+            plane.setPolicy(
+                AckPolicy(possible: [AckRequirement(inSync: NodeSet(node.id), ownDisk: true)], flushFirst: false),
+                token: 3)
+            plane.epochChanged(
+                Decision(
+                    sequence: UInt64(epoch) + 1, epoch: Epoch(rawValue: epoch), primary: node.id,
+                    inSync: NodeSet(node.id)))
+        }
+    }
+
+    /// Both in sync, with a tree of `prepare`.
+    static func inSync(mounted: Bool = false, _ prepare: @escaping (String) throws -> Void) throws -> Pair {
+        let pair = try Pair(mounted: mounted, prepare: prepare)
+        pair.serve(pair.a, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        pair.settle()
+        return pair
+    }
+}
+
+extension TestNode {
+    /// Writes the same megabyte until the journal does not reach back to where it was.
+    func fillJournal(_ file: FileID) {
+        let last = call { $0.log.lastSeq }
+        var round: UInt64 = 0
+        while call({ $0.journal.oldestSeq }) <= last.next {
+            round += 1
+            waitForSync(write(file, noise(1 << 20, round), at: 0))
+            precondition(round < 500, "the journal never came round")
+        }
+    }
+
+    var kind: String { call { $0.returnFacts?.kind ?? "" } }
+
+    func setSize(_ file: FileID, _ size: UInt64) {
+        log(.setAttributes(file: file, mask: .size, attributes: FileAttributes(mode: 0, uid: 0, gid: 0, size: size)))
+    }
+    func rename(_ file: FileID, _ parent: FileID, _ name: String, to newParent: FileID, _ newName: String) {
+        log(
+            .rename(
+                file: file, parent: parent, name: Array(name.utf8), newParent: newParent, newName: Array(newName.utf8),
+                exchange: false, replaced: .none, replacedWasLast: false))
+    }
+    func remove(_ file: FileID, _ parent: FileID, _ name: String, isDirectory: Bool = false) {
+        log(.remove(file: file, parent: parent, name: Array(name.utf8), isDirectory: isDirectory, wasLast: true))
+    }
+}
+
+/// Bringing a node back whose log the journal cannot continue, with what is known of its lacks.
+@Suite(.serialized) struct RangesTests {
+    private static func fill(_ root: String) {
+        NodeTests.fill(root)
+        put("\(root)/base", noise(24 << 20, 77))
+        put("\(root)/cut", noise(2 << 20, 78))
+        put("\(root)/gone", noise(100_000, 79))
+        makeDirectories("\(root)/x/y/z")
+        put("\(root)/x/y/z/inside", noise(50_000, 80))
+    }
+
+    /// One of everything, on the node that serves.
+    private static func change(_ a: TestNode) -> Int {
+        let base = a.file("base")
+        var union = 0
+        for index in 0..<200 {
+            a.write(base, noise(4096, UInt64(index)), at: UInt64(1 << 20) + UInt64(index) * 98_304)
+            union += 4096
+        }
+        // New, in an old and in a new directory; and one that does not live long.
+        let fresh = a.create("fresh", mode: S_IFDIR | 0o750)
+        let new = a.create("new", in: fresh)
+        a.write(new, noise(300_000, 5), at: 0)
+        union += 300_000
+        let short = a.create("short")
+        a.write(short, noise(500_000, 6), at: 0)
+        a.remove(short, .root, "short")
+        let link = a.call { $0.log.allocateFileID() }
+        a.log(
+            .create(
+                file: link, parent: fresh, name: Array("soft".utf8),
+                attributes: FileAttributes(mode: S_IFLNK | 0o777, uid: 0, gid: 0), target: Array("new".utf8), xattrs: []
+            ))
+        a.remove(a.file("gone"), .root, "gone")
+        a.rename(a.file("small"), .root, "small", to: fresh, "was-small")
+        a.log(.link(file: a.file("nothing"), parent: fresh, name: Array("nothing-too".utf8)))
+        // Cut, then longer again: between there is nothing but zeros.
+        let cut = a.file("cut")
+        a.setSize(cut, 1_000_000)
+        a.setSize(cut, 3 << 20)
+        a.log(.allocate(file: a.file("dir/data"), mode: 3, offset: 65_536, length: 262_144))
+        a.log(.setXattr(file: a.file("dir/deep"), name: Array("user.deep".utf8), value: [1, 2, 3]))
+        a.log(
+            .setAttributes(
+                file: a.file("pipe"), mask: [.mode, .uid],
+                attributes: FileAttributes(mode: S_IFIFO | 0o640, uid: 77, gid: 0)))
+        // A directory and what was above it change places.
+        let x = a.file("x")
+        let y = a.file("x/y")
+        a.rename(y, x, "y", to: .root, "y")
+        a.rename(x, .root, "x", to: a.file("x/y/z"), "x")
+        return union
+    }
+
+    @Test func aTooShortJournalCostsOnlyWhatChanged() throws {
+        let pair = try Pair.inSync(RangesTests.fill)
+        pair.cut()
+        pair.goAlone(pair.a, epoch: 3)
+        let union = RangesTests.change(pair.a) + 1 << 20
+        pair.a.fillJournal(pair.a.file("base"))
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 3)
+        pair.settle()
+        #expect(pair.a.kind == "ranges")
+        #expect(pair.differences() == [])
+        let sent = try #require(pair.wire).bytesToB
+        #expect(sent < union * 12 / 10 + 100_000, "\(sent) bytes for \(union) of changes")
+        #expect(pair.a.call { $0.keeper.debt == nil }, "nothing is owed any more")
+        #expect(pair.b.isMerged && pair.b.problems == [] && pair.a.problems == [])
+        // And it goes on as an ordinary mirror.
+        pair.a.waitForSync(pair.a.write(pair.a.file("base"), noise(9_000, 9), at: 100))
+        pair.settle()
+        #expect(pair.differences() == [])
+    }
+
+    // MARK: - While the application goes on
+
+    @Test func failure15WritesWhileRangesAreSentStayOnBoth() throws {
+        let pair = try Pair.inSync(mounted: true) { root in
+            RangesTests.fill(root)
+            put("\(root)/hot", noise(8 << 20, 5))
+        }
+        let a = pair.a
+        let root = a.configuration.path
+        pair.cut()
+        pair.goAlone(a, epoch: 3)
+        for index in 0..<1500 { put("\(root)/hot", noise(4096, UInt64(index)), at: index * 5000) }
+        for index in 0..<300 { put("\(root)/x/y/new-\(index)", noise(3000, UInt64(index))) }
+        #expect(rename("\(root)/x/y/z", "\(root)/z") == 0)
+        a.fillJournal(a.file("base"))
+        pair.connect()
+        let fd = open("\(root)/hot", O_RDWR)
+        #expect(fd >= 0)
+        defer { close(fd) }
+        var round = 0
+        while !a.isCaughtUp, round < 50_000 {
+            round += 1
+            let bytes = noise(3_000, UInt64(round))
+            #expect(
+                bytes.withUnsafeBytes { pwrite(fd, $0.baseAddress, $0.count, off_t(round % 700 * 11_000)) } == 3_000)
+            if round % 11 == 0 { #expect(clinux_fallocate(fd, 3, UInt64(round % 100 * 65_536), 50_000) == 0) }
+            if round % 13 == 0 { #expect(truncate("\(root)/cut", off_t(round % 9 * 200_000)) == 0) }
+            if round % 20 == 0 { put("\(root)/dir/made-\(round)", bytes) }
+            if round % 40 == 0 { #expect(rename("\(root)/dir/made-\(round)", "\(root)/x/moved-\(round)") == 0) }
+            if round % 80 == 0 { #expect(link("\(root)/x/moved-\(round)", "\(root)/empty/linked-\(round)") == 0) }
+            if round % 160 == 0 { #expect(unlink("\(root)/x/moved-\(round)") == 0) }
+            if round % 25 == 0, round / 25 < 300 {
+                #expect(rename("\(root)/x/y/new-\(round / 25)", "\(root)/z/new-\(round / 25)") == 0)
+            }
+            // Directories change places while they are sent.
+            if round % 30 == 1 { #expect(rename("\(root)/x", "\(root)/z/x") == 0) }
+            if round % 30 == 2 { #expect(rename("\(root)/z/x", "\(root)/x") == 0) }
+            if round % 30 == 3 { #expect(rename("\(root)/z", "\(root)/x/y/z") == 0) }
+            if round % 30 == 4 { #expect(rename("\(root)/x/y/z", "\(root)/z") == 0) }
+        }
+        #expect(a.isCaughtUp, "it ends although the application never stops writing")
+        #expect(a.kind == "ranges")
+        pair.admit(to: a, epoch: 3)
+        pair.settle()
+        #expect(pair.differences() == [])
+        #expect(a.problems == [] && pair.b.problems == [])
+    }
+
+    // MARK: - Broken off
+
+    enum Victim: CaseIterable { case connection, source, follower, both }
+
+    /// Whoever dies in the middle: it goes on where it was.
+    @Test(arguments: Victim.allCases)
+    func whatWasBrokenOffGoesOnWhereItWas(victim: Victim) throws {
+        let pair = try Pair.inSync(RangesTests.fill)
+        pair.cut()
+        pair.goAlone(pair.a, epoch: 3)
+        _ = RangesTests.change(pair.a)
+        let base = pair.a.file("base")
+        for index in 0..<20 { pair.a.write(base, noise(1 << 20, UInt64(index)), at: UInt64(index) << 20) }
+        pair.a.fillJournal(base)
+        let union = 20 << 20
+        pair.connect()
+        let first = try #require(pair.wire)
+        let bOldLast = pair.b.call { $0.log.core.last }
+        pair.b.wait("half of it", seconds: 60) { plane in
+            first.bytesToB > union * 6 / 10 && plane.log.core.ownDurable > bOldLast
+        }
+        pair.cut()
+        #expect(pair.b.call { $0.link.isIncomplete })
+        // Half of it is on the other disk, and known to be.
+        let sent = first.bytesToB
+        #expect(sent < union, "broken off before its end")
+        if victim == .source || victim == .both {
+            // What was confirmed since the last checkpoint would be sent again.
+            pair.a.wait("between checkpoints") { !$0.checkpointRunning }
+            pair.a.call { plane in plane.checkpoint { _ in } }
+            pair.a.wait("checkpoint") { !$0.checkpointRunning && !$0.keeper.isWriting }
+            pair.a.stop()
+        }
+        if victim == .follower || victim == .both {
+            pair.b.stop()
+            try pair.b.start()
+            #expect(pair.b.call { $0.link.isIncomplete }, "and says so")
+        }
+        if victim == .source || victim == .both {
+            try pair.a.start()
+            pair.serve(pair.a, epoch: 4)
+        }
+        // Meanwhile the application went on.
+        pair.a.write(base, noise(4096, 4711), at: 5 << 20)
+        let late = pair.a.create("late", in: pair.a.file("fresh"))
+        pair.a.waitForSync(pair.a.write(late, noise(10_000, 3), at: 0))
+        pair.connect()
+        pair.admit(to: pair.a, epoch: victim == .source || victim == .both ? 4 : 3)
+        pair.settle()
+        #expect(pair.differences() == [])
+        let again = try #require(pair.wire).bytesToB
+        #expect(pair.a.kind == "ranges")
+        #expect(sent + again < union * 13 / 10, "\(sent) bytes, then \(again), of \(union)")
+        #expect(pair.a.problems == [] && pair.b.problems == [])
+    }
+
+    /// Broken off, and the journal does not reach back to where it was: what has changed since is owed too.
+    @Test func whatWasBrokenOffLongAgoGoesOnWithWhatChangedSince() throws {
+        let pair = try Pair.inSync(RangesTests.fill)
+        pair.cut()
+        pair.goAlone(pair.a, epoch: 3)
+        _ = RangesTests.change(pair.a)
+        let base = pair.a.file("base")
+        for index in 0..<20 { pair.a.write(base, noise(1 << 20, UInt64(index)), at: UInt64(index) << 20) }
+        pair.a.fillJournal(base)
+        pair.connect()
+        let first = try #require(pair.wire)
+        pair.b.wait("half of it", seconds: 60) { _ in first.bytesToB > 12 << 20 }
+        pair.cut()
+        let more = pair.a.create("more", in: pair.a.file("fresh"))
+        pair.a.write(more, noise(200_000, 8), at: 0)
+        pair.a.rename(pair.a.file("fresh/new"), pair.a.file("fresh"), "new", to: .root, "new")
+        pair.a.fillJournal(pair.a.file("cut"))
+        pair.b.stop()
+        try pair.b.start()
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 3)
+        pair.settle()
+        #expect(pair.differences() == [])
+        let sent = first.bytesToB + (try #require(pair.wire).bytesToB)
+        #expect(pair.a.kind == "ranges")
+        #expect(sent < 30 << 20, "\(sent) bytes")
+    }
+
+    @Test func failure14TheLossOfTheLastMessageLeavesNoDisagreement() throws {
+        let pair = try Pair.inSync(RangesTests.fill)
+        pair.cut()
+        pair.goAlone(pair.a, epoch: 3)
+        _ = RangesTests.change(pair.a)
+        pair.a.fillJournal(pair.a.file("base"))
+        pair.connect()
+        let wire = try #require(pair.wire)
+        wire.breaks { if case .resyncDone = $0 { true } else { false } }
+        pair.b.wait("done", seconds: 60) { _ in wire.isBroken }
+        // The one is complete, the other does not know it and goes on owing.
+        #expect(pair.b.call { $0.link.isIncomplete } == false)
+        #expect(pair.a.call { $0.keeper.debt != nil } && !pair.a.isCaughtUp)
+        pair.a.waitForSync(pair.a.write(pair.a.file("base"), noise(4096, 1), at: 9 << 20))
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 3)
+        pair.settle()
+        #expect(pair.differences() == [])
+        #expect(try #require(pair.wire).bytesToB < 100_000, "nothing is sent twice")
+        #expect(pair.a.call { $0.keeper.debt == nil })
+    }
+
+    /// What a flag says clears nothing: only what the other log shows, and the decision that follows from it.
+    @Test func failure17AClaimToBeInSyncClearsNothing() throws {
+        let pair = try Pair.inSync(RangesTests.fill)
+        pair.cut()
+        pair.goAlone(pair.a, epoch: 3)
+        _ = RangesTests.change(pair.a)
+        pair.a.fillJournal(pair.a.file("base"))
+        // The other node believes, from a newer ballot than anyone has, that both are in sync.
+        let claim = Decision(sequence: 999, epoch: Epoch(rawValue: 3), primary: .a, inSync: .both)
+        pair.b.call { $0.setDecision(claim, ballot: [9, 9, 9]) }
+        // A session that ends right after the greeting.
+        pair.connect()
+        let greeting = try #require(pair.wire)
+        greeting.breaks { if case .resyncReady = $0 { true } else { false } }
+        pair.a.wait("broken off", seconds: 60) { _ in greeting.isBroken }
+        #expect(pair.a.call { $0.keeper.debt?.owed?.map.isEmpty } == false)
+        pair.a.stop()
+        try pair.a.start()
+        pair.serve(pair.a, epoch: 4)
+        pair.a.call { $0.setDecision(claim, ballot: [9, 9, 9]) }
+        #expect(pair.a.call { $0.keeper.debt != nil }, "a restart forgets nothing")
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 4)
+        pair.settle()
+        #expect(pair.a.kind == "ranges")
+        #expect(pair.differences() == [])
+    }
+
+    // MARK: - The file
+
+    @Test func whatIsOwedSurvivesARestart() throws {
+        let pair = try Pair.inSync(RangesTests.fill)
+        pair.cut()
+        pair.goAlone(pair.a, epoch: 3)
+        let union = RangesTests.change(pair.a) + 1 << 20
+        pair.a.fillJournal(pair.a.file("base"))
+        // After the last checkpoint.
+        let after = pair.a.create("after")
+        pair.a.waitForSync(pair.a.write(after, noise(60_000, 5), at: 0))
+        pair.a.stop()
+        try pair.a.start()
+        pair.serve(pair.a, epoch: 4)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 4)
+        pair.settle()
+        #expect(pair.differences() == [])
+        #expect(pair.a.kind == "ranges")
+        #expect(try #require(pair.wire).bytesToB < union * 12 / 10 + 200_000)
+    }
+
+    @Test(arguments: ["flipped", "short", "stale", "missing"])
+    func failure37ADamagedOrForeignFileMeansComparison(how: String) throws {
+        let pair = try Pair.inSync { put("\($0)/base", noise(3 << 20, 77)) }
+        pair.cut()
+        pair.goAlone(pair.a, epoch: 3)
+        let base = pair.a.file("base")
+        let path = StateFiles.dirty(pair.a.configuration)
+        pair.a.fillJournal(base)
+        pair.a.write(base, noise(4096, 9), at: 2 << 20)
+        if how == "stale" { run("/bin/cp", path, path + ".old") }
+        pair.a.fillJournal(base)
+        pair.a.stop()
+        switch how {
+        case "flipped":
+            var bytes = try #require(try StateFile.load(path))
+            bytes[bytes.count / 2] ^= 4
+            try StateFile.replace(path, with: bytes)
+        case "short": #expect(truncate(path, 70) == 0)
+        case "stale": run("/bin/mv", path + ".old", path)
+        default: #expect(unlink(path) == 0)
+        }
+        try pair.a.start()
+        pair.serve(pair.a, epoch: 4)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 4)
+        pair.settle()
+        #expect(pair.a.kind == "comparison", "unknown is never taken for clean")
+        #expect(pair.differences() == [])
+    }
+}
