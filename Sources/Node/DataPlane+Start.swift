@@ -73,6 +73,7 @@ extension DataPlane {
             node: node, reactor: reactor, journal: journal, applier: applier, arena: Arena(bytes: arenaBytes),
             strict: configuration.mode == .strict, committed: committed, logger: logger)
         log.imageParts = opened.imageParts
+        log.appliedTime = try? journal.read(from: committed, limitBytes: 1).first?.header.closedAt
         log.adoptTail(opened.tail)
         let link = PeerLink(
             node: node, log: log, reader: try JournalReader(path: path), workers: workers, isIncomplete: incomplete,

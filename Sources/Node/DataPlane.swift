@@ -586,6 +586,7 @@ extension DataPlane {
 
     /// Until the follower has caught up, at the rate of the last seconds; nil when nothing is known.
     var remainingSeconds: Double? {
+        if let left = resync?.progress.secondsLeft(now: reactor.now) { return left }
         guard let since = comeback.since, comeback.result == nil, let follower = log.core.follower else { return nil }
         let sent = Double(link.sentBytes - comeback.sentFrom)
         let seconds = Double(reactor.now - since) / 1e9
@@ -612,6 +613,15 @@ struct ResyncProgress: Sendable, Codable {
     var bytesTotal: UInt64 = 0
     var differingBytes: UInt64 = 0
     var files: UInt64 = 0
+    /// When the walk began (boot clock, ns).
+    var since: UInt64?
+
+    /// At the rate so far, until every byte has been looked at or sent; nil before there is a rate.
+    func secondsLeft(now: UInt64) -> Double? {
+        guard let since, bytesDone > 0, now > since + 1_000_000_000 else { return nil }
+        let rate = Double(bytesDone) / (Double(now - since) / 1e9)
+        return Double(max(bytesTotal, bytesDone) - bytesDone) / rate
+    }
 }
 
 extension PeerLink {

@@ -48,6 +48,9 @@ final class MirrorLog {
     /// On every in-sync disk, as far as this node knows.
     private(set) var committed: Seq
     private(set) var applied: Seq
+    /// When the last applied record was written, ns since 1970; nil when this process does not know.
+    var appliedTime: Int64?
+    private var handedOver: [(last: Seq, closedAt: Int64)] = []
     /// This node's copy is incomplete: images are meant for it.
     var isBehind = false {
         didSet { if role != .primary { applier.role = followerRole } }
@@ -231,6 +234,7 @@ final class MirrorLog {
         applied = seq
         applier.reset(applied: seq)
         imageParts = ImageParts()
+        handedOver.removeAll()
         unapplied.removeAll()
         recent.removeAll()
         recentBytes = 0
@@ -402,7 +406,10 @@ final class MirrorLog {
                 || time >= lastHandOver + MirrorLog.handOverNanoseconds
         else { return handOverLater() }
         lastHandOver = time
-        for batch in unapplied[..<count] { applier.submit(batch, through: batch.lastSeq) }
+        for batch in unapplied[..<count] {
+            handedOver.append((batch.lastSeq, batch.header.closedAt))
+            applier.submit(batch, through: batch.lastSeq)
+        }
         unapplied.removeFirst(count)
     }
 
@@ -428,6 +435,13 @@ final class MirrorLog {
     private func appliedReached(_ seq: Seq) {
         guard seq > applied else { return }
         applied = seq
+        if let first = handedOver.firstIndex(where: { $0.last > seq }) {
+            if first > 0 { appliedTime = handedOver[first - 1].closedAt }
+            handedOver.removeFirst(first)
+        } else if let last = handedOver.last {
+            appliedTime = last.closedAt
+            handedOver.removeAll(keepingCapacity: true)
+        }
         answer()
         onProgress?()
         onRoom?()

@@ -9,6 +9,7 @@ import Quorum
 struct DataFacts: Sendable {
     var peer: NodeStatus.Peer
     var log: NodeStatus.Log
+    var copy: NodeStatus.Copy
     var resync: NodeStatus.Resync?
     var verify: NodeStatus.Verify?
     var statements: [String]
@@ -38,13 +39,19 @@ extension DataPlane {
                 journalFreeBytes: UInt64(max(0, journal.freeBytes)), batches: log.statistics.batches,
                 records: log.statistics.records, payloadBytes: log.statistics.payloadBytes,
                 batchesBySize: log.statistics.batchesBySize),
+            copy: NodeStatus.Copy(
+                usable: !link.isIncomplete, record: log.applied.rawValue, time: log.appliedTime.map(date)),
             resync: back, verify: verification.facts,
             statements: journal.superblock.statements.map { words($0) },
             isComplete: !link.isIncomplete)
     }
 
+    private func date(_ nanoseconds: Int64) -> String {
+        ISO8601DateFormatter().string(from: Date(timeIntervalSince1970: Double(nanoseconds) / 1e9))
+    }
+
     private func words(_ statement: PermanentStatement) -> String {
-        let date = ISO8601DateFormatter().string(from: Date(timeIntervalSince1970: Double(statement.time) / 1e9))
+        let date = date(statement.time)
         let peer = configuration.node(node.peer).name
         let place = "(epoch \(statement.epoch), record \(statement.seq))"
         switch statement.kind {
@@ -85,7 +92,8 @@ extension NodeProcess {
                 NodeStatus.Address(address: $0.text, held: control.addressesHeld)
             },
             application: control.application.state.rawValue, applicationMessage: control.application.message,
-            log: facts?.log, resync: facts?.resync, verify: facts?.verify, lastTakeover: control.lastTakeover,
+            log: facts?.log, copy: facts?.copy, resync: facts?.resync, verify: facts?.verify,
+            lastTakeover: control.lastTakeover,
             statements: facts?.statements ?? [], problem: control.problem, residentBytes: NodeProcess.residentBytes,
             processID: getpid())
     }

@@ -41,9 +41,19 @@ public struct NodeStatus: Codable, Sendable {
         /// Batches of 1, 2, 3-4, 5-8, ... records.
         public var batchesBySize: [UInt64]
     }
+    /// This node's own files.
+    public struct Copy: Codable, Sendable {
+        /// The files are what the application had at one moment. False while they are being brought up to date: then they
+        /// are a mixture of old and new.
+        public var usable: Bool
+        /// The last record in them.
+        public var record: UInt64
+        /// When it was written, ISO 8601; nil when unknown.
+        public var time: String?
+    }
     /// How the other node was last brought back.
     public struct Resync: Codable, Sendable {
-        /// `journal` or `comparison`.
+        /// `journal`, `ranges` or `comparison`.
         public var kind: String
         public var running: Bool
         /// Payload bytes written while the other node was away.
@@ -124,6 +134,7 @@ public struct NodeStatus: Codable, Sendable {
     public var application: String
     public var applicationMessage: String
     public var log: Log?
+    public var copy: Copy?
     public var resync: Resync?
     public var verify: Verify?
     public var lastTakeover: Takeover?

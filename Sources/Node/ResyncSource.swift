@@ -160,6 +160,7 @@ final class ResyncSource: ResyncSession {
         case .resyncReady(number) where phase == .inviting:
             phase = .walking
             progress.phase = "directories"
+            progress.since = plane.reactor.now
             if kind == .comparison { countUsedBytes() } else { startWalkingRanges() }
             plane.link.startStreaming(from: base)
             schedule()

@@ -83,7 +83,8 @@ public struct DirtyMap: Sendable {
         guard !isEverything else { return }
         switch body {
         case .epochStart, .imageStart, .imageEnd, .verify: return
-        case .write(let file, let offset), .repair(let file, let offset): noteContent(file, offset, UInt64(length), [.attributes])
+        case .write(let file, let offset), .repair(let file, let offset):
+            noteContent(file, offset, UInt64(length), [.attributes])
         case .allocate(let file, let mode, let offset, let count):
             // Only PUNCH_HOLE (2) and ZERO_RANGE (16) change bytes; the others may make the file longer.
             noteContent(file, offset, mode & 0x12 != 0 ? count : 0, [.attributes, .size])

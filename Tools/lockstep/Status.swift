@@ -60,6 +60,7 @@ struct StatusText {
         ]
         if !status.problem.isEmpty { lines.append("  problem     \(status.problem)") }
         lines.append("  in sync     \(inSync)")
+        if let copy { lines.append("  copy        \(copy)") }
         if let resync { lines.append("  coming back \(resync)") }
         lines.append("  addresses   \(addresses)")
         lines.append("  application \(status.application)\(suffix(status.applicationMessage))")
@@ -88,12 +89,19 @@ struct StatusText {
         return "no: only \(only) holds every acknowledged write"
     }
 
+    /// Only where it is not the newest there is.
+    private var copy: String? {
+        guard let copy = status.copy, !status.inSync, status.role != "ALONE" else { return nil }
+        guard copy.usable else { return "being brought up to date, not usable: a mixture of old and new" }
+        return "usable, as of \(copy.time ?? "an unknown time"), record \(copy.record)"
+    }
+
     private var resync: String? {
         guard let resync = status.resync, resync.running, let behind = status.peer.behindRecords else { return nil }
         var text = "\(behind) records to go, \(Units.bytes(resync.sentBytes)) sent"
-        if resync.kind == "comparison" {
-            text =
-                "comparing files: \(resync.phase) \(Units.bytes(resync.bytesDone)) of \(Units.bytes(resync.bytesTotal))"
+        if resync.kind != "journal" {
+            let what = resync.kind == "ranges" ? "sending what changed" : "comparing files"
+            text = "\(what): \(resync.phase) \(Units.bytes(resync.bytesDone)) of \(Units.bytes(resync.bytesTotal))"
         }
         if let seconds = status.peer.remainingSeconds { text += ", about \(Units.duration(seconds)) left" }
         return text
