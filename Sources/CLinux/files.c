@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/fiemap.h>
 #include <linux/fs.h>
 #include <stdio.h>
 #include <string.h>
@@ -87,6 +88,24 @@ int clinux_syncfs(int fd) { return checked(syncfs(fd)); }
 int clinux_fsync(int fd) { return checked(fsync(fd)); }
 int clinux_fdatasync(int fd) { return checked(fdatasync(fd)); }
 int clinux_ftruncate(int fd, uint64_t size) { return checked(ftruncate(fd, (off_t)size)); }
+int clinux_next_extent(int fd, uint64_t offset, uint64_t *start, uint64_t *length, int *written) {
+    union {
+        struct fiemap map;
+        char space[sizeof(struct fiemap) + sizeof(struct fiemap_extent)];
+    } request;
+    memset(&request, 0, sizeof request);
+    request.map.fm_start = offset;
+    request.map.fm_length = UINT64_MAX - offset;
+    request.map.fm_flags = FIEMAP_FLAG_SYNC;
+    request.map.fm_extent_count = 1;
+    if (ioctl(fd, FS_IOC_FIEMAP, &request) != 0) return -errno;
+    if (request.map.fm_mapped_extents == 0) return 0;
+    *start = request.map.fm_extents[0].fe_logical;
+    *length = request.map.fm_extents[0].fe_length;
+    *written = (request.map.fm_extents[0].fe_flags & FIEMAP_EXTENT_UNWRITTEN) == 0;
+    return 1;
+}
+
 int clinux_fs_shutdown(int fd, uint32_t mode) { return checked(ioctl(fd, FS_IOC_SHUTDOWN, &mode)); }
 
 ssize_t clinux_pread_nowait(int fd, void *buffer, size_t length, uint64_t offset) {

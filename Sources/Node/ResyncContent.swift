@@ -53,10 +53,14 @@ final class ReadImage {
 struct ContentPiece: Sendable {
     /// FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
     static let punchHole: UInt32 = 3
+    /// FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
+    static let zeroRange: UInt32 = 17
     var start: UInt64
     var end: UInt64
-    /// nil: a hole.
+    /// nil: a hole, or zeros that take space (`mode`). Zeros are never sent as bytes: a file system also says "data" of a
+    /// range that was only allocated, once it has been read.
     var bytes: [UInt8]?
+    var mode = ContentPiece.punchHole
 }
 
 extension PlainTree {
@@ -106,7 +110,11 @@ extension PlainTree {
             if let failure { throw failure }
             guard count > 0 else { break }
             if count < wanted { bytes.removeLast(wanted - count) }
-            pieces.append(ContentPiece(start: position, end: position + UInt64(count), bytes: bytes))
+            let isZero = unsafe bytes.withUnsafeBytes { unsafe $0[0] == 0 && $0.allSatisfy { $0 == 0 } }
+            pieces.append(
+                ContentPiece(
+                    start: position, end: position + UInt64(count), bytes: isZero ? nil : bytes,
+                    mode: ContentPiece.zeroRange))
             position += UInt64(count)
             room -= count
         }

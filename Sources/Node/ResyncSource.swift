@@ -627,7 +627,7 @@ final class ResyncSource: ResyncSession {
             guard let bytes = piece.bytes else {
                 _ = append(
                     .allocate(
-                        file: file, mode: ContentPiece.punchHole, offset: range.lowerBound,
+                        file: file, mode: piece.mode, offset: range.lowerBound,
                         length: range.upperBound - range.lowerBound), bytes: 64)
                 continue
             }

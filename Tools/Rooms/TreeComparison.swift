@@ -118,19 +118,17 @@ public struct TreeComparison: Sendable {
         try compareHoles(one, two, size: Int(first.st_size), path: path)
     }
 
-    /// What is a hole on one side must not be data on the other, but for less than a block: file systems write out more or
-    /// less of what surrounds a change.
+    /// What is a hole on one side must not be data on the other, but for less than some blocks: file systems write out more
+    /// or less of what surrounds a change. What is only allocated is neither: it reads as zeros and takes space.
     private mutating func compareHoles(_ one: ReadFile, _ two: ReadFile, size: Int, path: String) throws {
-        let first = try one.holes(size: size)
-        let second = try two.holes(size: size)
-        for (index, pair) in [(first, second), (second, first)].enumerated() {
-            for hole in pair.0 {
-                let common = pair.1.reduce(0) {
-                    $0 + max(0, min(hole.upperBound, $1.upperBound) - max(hole.lowerBound, $1.lowerBound))
-                }
-                guard hole.count - common >= TreeComparison.holeBytesMin else { continue }
-                let words = ["hole", "\(hole.count - common) bytes of data"]
-                differ(path, "bytes \(hole.lowerBound) to \(hole.upperBound)", words[index], words[1 - index])
+        let first = try one.extents(size: size)
+        let second = try two.extents(size: size)
+        for (index, (data, all)) in [(first.written, second.all), (second.written, first.all)].enumerated() {
+            for range in data {
+                let common = all.reduce(0) { $0 + $1.clamped(to: range).count }
+                guard range.count - common >= TreeComparison.holeBytesMin else { continue }
+                let words = ["\(range.count - common) bytes of data", "hole"]
+                differ(path, "bytes \(range.lowerBound) to \(range.upperBound)", words[index], words[1 - index])
                 return
             }
         }
@@ -206,20 +204,24 @@ private final class ReadFile {
 
     deinit { close(descriptor) }
 
-    /// The holes before `size`, in order.
-    func holes(size: Int) throws -> [Range<Int>] {
-        var result: [Range<Int>] = []
+    /// What takes space before `size`, in order, and what of it was written. Empty where the file system does not tell.
+    func extents(size: Int) throws -> (all: [Range<Int>], written: [Range<Int>]) {
+        var all: [Range<Int>] = []
+        var written: [Range<Int>] = []
         var at = 0
         while at < size {
-            let hole = Int(lseek(descriptor, off_t(at), CLINUX_SEEK_HOLE))
-            guard hole >= 0 else { throw failure("look for holes in", path) }
-            guard hole < size else { break }
-            let data = Int(lseek(descriptor, off_t(hole), CLINUX_SEEK_DATA))
-            guard data >= 0 || errno == ENXIO else { throw failure("look for data in", path) }
-            at = data < 0 ? size : min(data, size)
-            result.append(hole..<at)
+            var (start, length, isWritten) = (UInt64(0), UInt64(0), Int32(0))
+            let found = clinux_next_extent(descriptor, UInt64(at), &start, &length, &isWritten)
+            if found == -EOPNOTSUPP || found == -ENOTTY { return ([], []) }
+            guard found >= 0 else { throw failure("ask for the extents of", path, -found) }
+            guard found > 0, Int(start) < size else { break }
+            let range = max(Int(start), at)..<min(Int(start + length), size)
+            guard !range.isEmpty else { break }
+            all.append(range)
+            if isWritten != 0 { written.append(range) }
+            at = range.upperBound
         }
-        return result
+        return (all, written)
     }
 
     func next() throws -> ArraySlice<UInt8> {

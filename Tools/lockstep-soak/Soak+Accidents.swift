@@ -103,8 +103,10 @@ extension Soak {
             guard let role = cluster.status(cluster.other(than: node))?.role, role == "ALONE" || role == "PRIM" else {
                 return progress.say("         not now: nobody serves")
             }
+            heldSpace[node.name] = nil
             try killRooms([node])
             try node.room.reboot()
+            brokenRooms.remove(node.name)
             for disk in Disk.allCases {
                 try node.room.succeed(["find", disk.mountPoint, "-mindepth", "1", "-delete"])
             }

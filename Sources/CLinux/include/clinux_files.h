@@ -49,6 +49,10 @@ int clinux_ftruncate(int fd, uint64_t size);
 /// `mode`: 0 flush everything, 1 flush the log, 2 flush nothing.
 int clinux_fs_shutdown(int fd, uint32_t mode);
 
+/// FS_IOC_FIEMAP: the extent at or behind `offset`, flushed first. `written` is 0 for one that is only allocated.
+/// 0 when there is none.
+int clinux_next_extent(int fd, uint64_t offset, uint64_t *start, uint64_t *length, int *written);
+
 /// Reads only what is in the page cache: -EAGAIN when that needs the disk (RWF_NOWAIT).
 ssize_t clinux_pread_nowait(int fd, void *buffer, size_t length, uint64_t offset);
 ssize_t clinux_pread(int fd, void *buffer, size_t length, uint64_t offset);
