@@ -203,6 +203,12 @@ public final class Journal {
     /// Bytes in the body ring.
     public var capacityBytes: Int { layout.bodyBytes }
 
+    /// Bytes of the body ring from the first batch that reaches above `seq` to the end.
+    public func bytes(above seq: Seq) -> Int {
+        let position = index.position(ofFirstAbove: seq)
+        return position < index.count ? head - index[position].address : 0
+    }
+
     /// The chain at a seq where a batch ends; nil when none ends there or it has been overwritten.
     public func chain(at seq: Seq) -> UInt64? {
         if seq == lastSeq { return lastChain }

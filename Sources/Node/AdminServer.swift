@@ -10,10 +10,13 @@ public struct AdminRequest: Codable, Sendable {
     public enum Command: String, Codable, Sendable {
         case status, start, stop, swap
         case verify, verifyStop, verifyReport
+        case resyncFull, resyncRate
     }
     public var command: Command
     /// Of `verify`.
     public var verify: VerifyOptions?
+    /// Of `resyncRate`: bytes a second, 0 for no limit.
+    public var rate: UInt64?
     /// Of `verifyReport`: the first finding wanted.
     public var from: Int?
     public init(_ command: Command) { self.command = command }
@@ -108,7 +111,7 @@ final class AdminServer {
     private func carryOut(_ request: AdminRequest, _ client: Int32) {
         let control = process.controlPlane
         switch request.command {
-        case .verify, .verifyStop, .verifyReport: return verify(request, client)
+        case .verify, .verifyStop, .verifyReport, .resyncFull, .resyncRate: return askData(request, client)
         case .status: break
         case .start: if let why = control.request(.requestStart) { return answer(client, AdminReply(error: why)) }
         case .stop: if let why = control.request(.requestStop) { return answer(client, AdminReply(error: why)) }
@@ -125,14 +128,18 @@ final class AdminServer {
         }
     }
 
-    /// Asks the data side, whose verification it is.
-    private func verify(_ request: AdminRequest, _ client: Int32) {
+    /// What the data side answers.
+    private func askData(_ request: AdminRequest, _ client: Int32) {
         let server = Unchecked(self)
         process.askData { plane in
             switch request.command {
-            case .verify: AdminReply(error: plane.verification.start(request.verify ?? VerifyOptions()))
-            case .verifyStop: AdminReply(error: plane.verification.stop())
-            default: AdminReply(findings: plane.verification.findings(from: request.from ?? 0, limit: 20))
+            case .verify: return AdminReply(error: plane.verification.start(request.verify ?? VerifyOptions()))
+            case .verifyStop: return AdminReply(error: plane.verification.stop())
+            case .resyncFull: return AdminReply(error: plane.compareOnRequest())
+            case .resyncRate:
+                plane.resyncPacer.setLimit(request.rate.flatMap { $0 == 0 ? nil : $0 })
+                return AdminReply()
+            default: return AdminReply(findings: plane.verification.findings(from: request.from ?? 0, limit: 20))
             }
         } then: { reply in
             let server = server.value

@@ -78,7 +78,7 @@ final class DataPlane {
     private var pendingPolicies: [(token: UInt64, durableThrough: Seq)] = []
     private var policy: [AckRule] = []
     /// How the other node is brought back, or last was.
-    private var comeback = Comeback()
+    var comeback = Comeback()
     /// The other node is almost there: its disk counts for every acknowledgement, so that it can be added.
     private var isAdmitting = false
     private var reportedCaughtUp = false
@@ -92,6 +92,7 @@ final class DataPlane {
     var onRoom: (() -> Void)?
     private(set) var resync: (any ResyncSession)?
     private(set) lazy var verification = Verification(plane: self)
+    private(set) lazy var resyncPacer = ResyncPacer(plane: self)
 
     init(
         node: NodeID, configuration: MirrorConfiguration, reactor: Reactor, journal: Journal, tree: PlainTree,
@@ -114,7 +115,12 @@ final class DataPlane {
 
     private func connect() {
         log.onTaken = { [unowned self] batch in keeper.note(batch) }
-        log.onBatch = { [unowned self] in link.pump() }
+        log.onBatch = { [unowned self] batch in
+            resyncPacer.shipped(batch)
+            link.pump()
+        }
+        link.mayReadBack = { [unowned self] in inSyncNow == .both || resyncPacer.mayGoOn }
+        link.onReadBack = { [unowned self] bytes in resyncPacer.took(bytes) }
         log.onProgress = { [unowned self] in progressed() }
         log.onFailure = { [unowned self] failure in failed(failure) }
         link.onMerged = { [unowned self] in report(.member(.merged)) }
@@ -195,7 +201,7 @@ final class DataPlane {
     /// The other node is out of the in-sync set: what changes from now on, it will have to be sent.
     private func peerIsAway() {
         guard inSyncNow.isOnly(node) else { return }
-        comeback = Comeback(changedFrom: log.statistics.payloadBytes, sentFrom: link.sentBytes, since: reactor.now)
+        comebackBegins()
     }
 
     func epochChanged(_ decision: Decision) {
@@ -212,6 +218,8 @@ final class DataPlane {
         logger.notice("\(decision)")
         peerIsAway()
         link.sayFollows()
+        // Only now does every room know that the other node's copy may be overwritten.
+        if link.wantsComparison, decision.inSync.isOnly(node) { link.announce() }
         advance()
     }
 
@@ -225,7 +233,7 @@ final class DataPlane {
         stopAdmitting()
         settleDebt()
         logger.notice("\(decision)")
-        comeback.end(changed: log.statistics.payloadBytes, sent: link.sentBytes, now: reactor.now)
+        comebackEnds()
         advance()
     }
 
@@ -300,6 +308,7 @@ final class DataPlane {
 
     private func closed(_ reason: Quorum.CloseReason) {
         log.leavePrimary(failing: EIO)
+        link.wantsComparison = false
         link.stopLeading()
         phase = .idle
         link.announce()
@@ -340,6 +349,7 @@ final class DataPlane {
         resync?.progressed()
         onRoom?()
         confirmPolicies()
+        resyncPacer.look()
         admit()
         advance()
         checkpointIfDue()
@@ -450,9 +460,10 @@ final class DataPlane {
     private func bringBack(_ kind: ResyncSource.Kind) {
         resync?.cancel()
         stopAdmitting()
-        comeback.kind = kind.name
+        comeback.restart(kind.name)
         resync = ResyncSource(plane: self, kind: kind) { [unowned self] in
             resync = nil
+            link.wantsComparison = false
             admit()
         }
     }
@@ -473,6 +484,8 @@ final class DataPlane {
         }
         advance()
         resync?.tick()
+        resyncPacer.look()
+        noteComeback()
         verification.tick()
         checkpointIfDue()
     }
@@ -554,49 +567,6 @@ final class DataPlane {
     }
 }
 
-extension DataPlane {
-    /// For status: what was changed while the other node was away, and what was sent to bring it back.
-    struct Comeback {
-        var changedFrom: UInt64 = 0
-        var sentFrom: UInt64 = 0
-        var since: UInt64?
-        /// `journal`, `ranges` or `comparison`.
-        var kind = "journal"
-        var result: (changed: UInt64, sent: UInt64, seconds: Double)?
-
-        mutating func end(changed: UInt64, sent: UInt64, now: UInt64) {
-            guard let since else { return }
-            result = (changed - changedFrom, sent - sentFrom, Double(now - since) / 1e9)
-        }
-    }
-
-    var returnFacts: NodeStatus.Resync? {
-        guard let since = comeback.since else { return nil }
-        let result =
-            comeback.result
-            ?? (
-                log.statistics.payloadBytes - comeback.changedFrom, link.sentBytes - comeback.sentFrom,
-                Double(reactor.now - since) / 1e9
-            )
-        return NodeStatus.Resync(
-            kind: comeback.kind, running: comeback.result == nil,
-            changedBytes: result.changed, sentBytes: result.sent, seconds: result.seconds, phase: "", bytesDone: 0,
-            bytesTotal: 0)
-    }
-
-    /// Until the follower has caught up, at the rate of the last seconds; nil when nothing is known.
-    var remainingSeconds: Double? {
-        if let left = resync?.progress.secondsLeft(now: reactor.now) { return left }
-        guard let since = comeback.since, comeback.result == nil, let follower = log.core.follower else { return nil }
-        let sent = Double(link.sentBytes - comeback.sentFrom)
-        let seconds = Double(reactor.now - since) / 1e9
-        guard sent > 0, seconds > 0.5 else { return nil }
-        let behind = Double(max(0, log.core.last - follower.durable))
-        let averageBytes = Double(log.statistics.payloadBytes) / Double(max(1, log.statistics.records)) + 64
-        return behind * averageBytes / (sent / seconds)
-    }
-}
-
 /// One side of a comparison of the files.
 protocol ResyncSession: AnyObject {
     func received(_ message: DataMessage)
@@ -605,6 +575,12 @@ protocol ResyncSession: AnyObject {
     func progressed()
     func cancel()
     var progress: ResyncProgress { get }
+    /// Where the other node's log will begin, before it follows; nil when that is not known.
+    var neededFrom: Seq? { get }
+}
+
+extension ResyncSession {
+    var neededFrom: Seq? { nil }
 }
 
 struct ResyncProgress: Sendable, Codable {
@@ -613,15 +589,6 @@ struct ResyncProgress: Sendable, Codable {
     var bytesTotal: UInt64 = 0
     var differingBytes: UInt64 = 0
     var files: UInt64 = 0
-    /// When the walk began (boot clock, ns).
-    var since: UInt64?
-
-    /// At the rate so far, until every byte has been looked at or sent; nil before there is a rate.
-    func secondsLeft(now: UInt64) -> Double? {
-        guard let since, bytesDone > 0, now > since + 1_000_000_000 else { return nil }
-        let rate = Double(bytesDone) / (Double(now - since) / 1e9)
-        return Double(max(bytesTotal, bytesDone) - bytesDone) / rate
-    }
 }
 
 extension PeerLink {
@@ -632,6 +599,7 @@ extension PeerLink {
         case .otherHistory(let common, let applied):
             "it applied records up to \(applied) of another history; \(common) is the last common one"
         case .incomplete: "its copy is not complete"
+        case .requested: "an administrator has asked for it"
         }
     }
 

@@ -89,10 +89,19 @@ final class MirrorLog {
     private var freeSpace: Int64 = 0
     var peerFreeSpace: UInt64?
 
+    /// Answers to writes go up to here, however far the levels are: the application is being slowed. nil: no limit.
+    var answerLimit: Seq? {
+        didSet { if answerLimit != oldValue { answer() } }
+    }
+    /// Nothing is accepted now: the journal would overwrite what the other node still needs.
+    var isHeld = false {
+        didSet { if oldValue, !isHeld { roomAppeared() } }
+    }
+
     // Set by the data plane.
     var onRoom: (() -> Void)?
     /// A batch was closed: the peer link may send.
-    var onBatch: (() -> Void)?
+    var onBatch: ((Batch) -> Void)?
     /// Levels, durable or applied seq have moved.
     var onProgress: (() -> Void)?
     var onFailure: ((MirrorFailure) -> Void)?
@@ -321,7 +330,7 @@ final class MirrorLog {
             recentBytes += batch.header.diskLength
             trimRecent()
         }
-        onBatch?()
+        onBatch?(batch)
     }
 
     /// Drops what the follower has been sent, and, while it is only catching up, what it can read from the journal.
@@ -424,10 +433,12 @@ final class MirrorLog {
 
     var mayAnswer: Bool { role == .primary && reactor.now < leaseUntil }
 
+    private func paced(_ level: Seq) -> Seq { answerLimit.map { min(level, $0) } ?? level }
+
     private func answer() {
         guard mayAnswer else { return }
-        while let handler = diskWaiters.next(through: core.levels.disk) { handler(.done) }
-        while let handler = memoryWaiters.next(through: core.levels.memory) { handler(.done) }
+        while let handler = diskWaiters.next(through: paced(core.levels.disk)) { handler(.done) }
+        while let handler = memoryWaiters.next(through: paced(core.levels.memory)) { handler(.done) }
         while let handler = applyWaiters.next(through: applied) { handler(.done) }
         while let handler = settleWaiters.next(through: applied) { handler(.done) }
     }
@@ -462,7 +473,7 @@ extension MirrorLog: ChangeLog {
     func payloadPlace() -> UnsafeMutableRawBufferPointer? {
         let longest = RecordLimits.payloadBytes
         if open.isFull { ship(force: true) }
-        guard journalQueue.isEmpty, journal.canAppend(BatchLimits.diskBytes) else { return nil }
+        guard !isHeld, journalQueue.isEmpty, journal.canAppend(BatchLimits.diskBytes) else { return nil }
         if let place = unsafe open.payloadPlace(bytes: longest, in: arena) {
             return unsafe UnsafeMutableRawBufferPointer(start: place, count: longest)
         }
@@ -539,10 +550,10 @@ extension MirrorLog: ChangeLog {
         guard role == .primary else { return handler(.failed(EIO)) }
         switch level {
         case .write where !strict:
-            if mayAnswer && seq <= core.levels.memory { return handler(.done) }
+            if mayAnswer && seq <= paced(core.levels.memory) { return handler(.done) }
             memoryWaiters.insert(handler, at: seq)
         case .write, .sync:
-            if mayAnswer && seq <= core.levels.disk { return handler(.done) }
+            if mayAnswer && seq <= paced(core.levels.disk) { return handler(.done) }
             diskWaiters.insert(handler, at: seq)
         case .applied:
             if mayAnswer && seq <= applied { return handler(.done) }
@@ -585,11 +596,14 @@ struct LogStatistics: Sendable {
     var batches: UInt64 = 0
     var records: UInt64 = 0
     var payloadBytes: UInt64 = 0
+    /// Batches as they lie in the journal.
+    var diskBytes: UInt64 = 0
     /// Batches by number of records: 1, 2, 3-4, 5-8, ... (powers of two).
     var batchesBySize = [UInt64](repeating: 0, count: 14)
 
     mutating func note(_ batch: Batch) {
         batches += 1
+        diskBytes += UInt64(batch.header.diskLength)
         records += UInt64(batch.records.count)
         for record in batch.records { payloadBytes += UInt64(record.payload.length) }
         var bucket = 0

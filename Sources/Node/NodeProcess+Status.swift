@@ -20,17 +20,11 @@ extension DataPlane {
     var facts: DataFacts {
         let follower = log.core.follower
         let behind = follower.map { UInt64(max(0, log.core.last - $0.durable)) }
-        let progress = resync?.progress
-        var back = returnFacts
-        if let progress {
-            back?.phase = progress.phase
-            back?.bytesDone = progress.bytesDone
-            back?.bytesTotal = progress.bytesTotal
-        }
+        let back = returnFacts
         return DataFacts(
             peer: NodeStatus.Peer(
                 name: configuration.node(node.peer).name, connected: link.connection != nil, stage: link.stageName,
-                behindRecords: behind, remainingSeconds: remainingSeconds, sentBytes: link.sentBytes,
+                behindRecords: behind, remainingSeconds: back?.remainingSeconds, sentBytes: link.sentBytes,
                 receivedBytes: link.receivedBytes, refusedMessages: link.refusedMessages),
             log: NodeStatus.Log(
                 engine: reactor.engineName, lastSeq: log.lastSeq.rawValue, durableSeq: log.core.ownDurable.rawValue,

@@ -64,6 +64,16 @@ public struct NodeStatus: Codable, Sendable {
         public var phase: String
         public var bytesDone: UInt64
         public var bytesTotal: UInt64
+        /// Not on the other node yet; nil when unknown.
+        public var bytesLeft: UInt64?
+        /// Of the last ten seconds.
+        public var bytesPerSecond: Double?
+        /// At the rate at which it got less in the last ten seconds; nil when that says nothing.
+        public var remainingSeconds: Double?
+        /// The administrator's limit; nil: none.
+        public var limitBytesPerSecond: UInt64?
+        /// The application is slowed to this; nil: it is not.
+        public var applicationBytesPerSecond: UInt64?
     }
     /// The comparison of both nodes while they serve (`lockstep verify`); on the node that began it.
     public struct Verify: Codable, Sendable {

@@ -102,6 +102,11 @@ final class PeerLink {
     /// What this node knows of what the other one lacks.
     var debtTerms: () -> Debt.Terms? = { nil }
     var onResyncMessage: ((DataMessage) -> Void)?
+    /// An administrator wants the other node's files compared: the next plan does, whatever the journal holds.
+    var wantsComparison = false
+    /// Whether records may be read back from the journal for the other node now, and how many bytes were.
+    var mayReadBack: () -> Bool = { true }
+    var onReadBack: (Int) -> Void = { _ in }
     var onVerifyAnswer: ((VerifyAnswer) -> Void)?
     /// The connection is lost, or what flows on it is planned anew: a comparison under way is over.
     var onSessionEnd: (() -> Void)?
@@ -285,6 +290,7 @@ final class PeerLink {
         wayBehindCut = nil
         logger.debug("data session planned", metadata: ["plan": "\(plan)"])
         switch plan {
+        case .source where wantsComparison, .ranges where wantsComparison: beginComparison(.requested)
         case .source(let common): beginCut(at: common)
         case .ranges(let common, let way): beginRanges(common, way)
         case .compare(let reason): beginComparison(reason)
@@ -523,7 +529,7 @@ final class PeerLink {
                 continue
             }
             // Records that are still in neither place are on their way to the own disk.
-            guard next <= log.core.ownDurable else { return }
+            guard next <= log.core.ownDurable, mayReadBack() else { return }
             return readFromJournal(next)
         }
         log.trimRecent()
@@ -553,6 +559,7 @@ final class PeerLink {
                 guard let connection else { return }
                 for batch in batches where batch.firstSeq == log.core.follower?.sent.next {
                     send(batch, on: connection)
+                    onReadBack(batch.wireLength)
                 }
                 pump()
             case .failure(let error):

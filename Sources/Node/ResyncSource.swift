@@ -85,7 +85,8 @@ final class ResyncSource: ResyncSession {
     var files: [Waiting] = []
     var nextFile = 0
     var tasks: [FileComparison] = []
-    var probes: [UInt64: (task: FileComparison, offset: UInt64, blocks: Int)] = [:]
+    /// `data`: bytes that are no hole.
+    var probes: [UInt64: (task: FileComparison, offset: UInt64, blocks: Int, data: UInt64)] = [:]
     var nextProbe: UInt64
     /// Ranges that differ and wait to be read.
     var differing: [(task: FileComparison, range: Range<UInt64>)] = []
@@ -160,7 +161,6 @@ final class ResyncSource: ResyncSession {
         case .resyncReady(number) where phase == .inviting:
             phase = .walking
             progress.phase = "directories"
-            progress.since = plane.reactor.now
             if kind == .comparison { countUsedBytes() } else { startWalkingRanges() }
             plane.link.startStreaming(from: base)
             schedule()
@@ -245,6 +245,8 @@ final class ResyncSource: ResyncSession {
         endIfComplete()
     }
 
+    var neededFrom: Seq? { phase == .inviting ? base : nil }
+
     var follower: Seq { plane.log.core.follower?.durable ?? .zero }
 
     func countAcknowledged() {
@@ -260,7 +262,8 @@ final class ResyncSource: ResyncSession {
 
     /// Whether an image may be added now.
     var hasRoom: Bool {
-        guard unacknowledgedBytes < ResyncLimits.inFlightBytes, plane.log.hasRoomForImages else { return false }
+        guard unacknowledgedBytes < ResyncLimits.inFlightBytes, plane.log.hasRoomForImages, plane.resyncPacer.mayGoOn
+        else { return false }
         if let free = plane.log.peerFreeSpace,
             free < UInt64(ResyncLimits.inFlightBytes) + UInt64(MirrorLog.reservedSpaceBytes)
         {
@@ -278,6 +281,7 @@ final class ResyncSource: ResyncSession {
 
     func append(_ body: RecordBody, bytes: Int) -> Seq {
         let seq = plane.log.appendImage(body, time: plane.log.wallClock())
+        plane.resyncPacer.took(bytes)
         unacknowledged.append((seq, bytes))
         unacknowledgedBytes += bytes
         return seq
@@ -450,7 +454,7 @@ final class ResyncSource: ResyncSession {
         case .data:
             if task.next < task.size {
                 if jobs < ResyncLimits.jobs, probes.count < ResyncLimits.probes,
-                    task.windows < ResyncLimits.probesOfFile
+                    task.windows < ResyncLimits.probesOfFile, plane.resyncPacer.mayGoOn
                 {
                     probe(task)
                 }
@@ -531,7 +535,9 @@ final class ResyncSource: ResyncSession {
                 task.windows += 1
                 let number = nextProbe
                 nextProbe &+= 1
-                probes[number] = (task, offset, hashes.count)
+                let data = hashes.reduce(0) { $0 + ($1 == nil ? 0 : ResyncLimits.blockBytes) }
+                plane.resyncPacer.took(data)
+                probes[number] = (task, offset, hashes.count, UInt64(data))
                 plane.link.connection?.send(
                     .probe(
                         Probe(
@@ -543,7 +549,7 @@ final class ResyncSource: ResyncSession {
     }
 
     func answered(_ number: UInt64, _ differs: [UInt8]) {
-        guard let (task, offset, blocks) = probes.removeValue(forKey: number), differs.count == (blocks + 7) / 8
+        guard let (task, offset, blocks, data) = probes.removeValue(forKey: number), differs.count == (blocks + 7) / 8
         else { return }
         let block = UInt64(ResyncLimits.blockBytes)
         var index = 0
@@ -560,7 +566,7 @@ final class ResyncSource: ResyncSession {
             index = end
         }
         task.windows -= 1
-        progress.bytesDone += UInt64(blocks) * block
+        progress.bytesDone += data
         schedule()
     }
 
@@ -636,6 +642,7 @@ final class ResyncSource: ResyncSession {
                 unsafe log.appendImageWrite(file: file, offset: range.lowerBound, bytes: raw, time: log.wallClock())
             }
             guard let seq else { return false }
+            plane.resyncPacer.took(part.count)
             unacknowledged.append((seq, part.count))
             unacknowledgedBytes += part.count
         }
@@ -685,11 +692,10 @@ final class ResyncSource: ResyncSession {
         plane.link.connection?.send(.resyncEnd(number: number, seq: seq))
     }
 
-    /// For progress only: what the file system holds, other things on it included.
+    /// For progress only: what the files hold, without their holes.
     func countUsedBytes() {
         plane.compareOnWorker { tree throws(TreeError) in
-            let found = try tree.statistics()
-            return (found.blocks - found.blocksFree) * found.blockSize
+            try tree.bytesOfFiles()
         } then: { [weak self] result in
             self?.progress.bytesTotal = (try? result.get()) ?? 0
         }

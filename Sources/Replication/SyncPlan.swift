@@ -21,6 +21,8 @@ public enum ComparisonReason: Sendable, Hashable {
     case otherHistory(common: Seq, applied: Seq)
     /// Its last resynchronisation was broken off.
     case incomplete
+    /// An administrator wants it.
+    case requested
 }
 
 public enum RefusalReason: Sendable, Hashable {

@@ -171,6 +171,22 @@ extension PlainTree {
         return (Array(found.prefix(limit)), total)
     }
 
+    /// What all files hold, without their holes: a pass over the file table and a look at each file.
+    public func bytesOfFiles() throws(TreeError) -> UInt64 {
+        var sum: UInt64 = 0
+        var last = FileID.none
+        while true {
+            let files = try self.files(above: last, limit: 65_536).files
+            guard let end = files.last else { return sum }
+            last = end
+            for file in files {
+                guard let reference = try referenceIfKnown(to: file) else { continue }
+                let stat = try System.stat(reference.rawValue)
+                if stat.mode & S_IFMT == S_IFREG { sum += min(stat.blocks * 512, (stat.size + 4095) / 4096 * 4096) }
+            }
+        }
+    }
+
     /// Where an object is now, below the plain files: "dir/file"; "" for the root.
     public func relativePath(of file: FileID) throws(TreeError) -> String {
         guard let reference = try referenceIfKnown(to: file) else {

@@ -74,9 +74,10 @@ final class Pair {
     }
 
     /// Connects the two; an earlier wire is cut.
-    func connect() {
+    /// - Parameter bytesPerSecond: what the line carries to the second node; nil: as much as there is.
+    func connect(bytesPerSecond: Int? = nil) {
         cut()
-        let wire = Wire(a, b)
+        let wire = Wire(a, b, bytesPerSecond: bytesPerSecond)
         self.wire = wire
         wire.start()
     }
@@ -272,9 +273,13 @@ final class Wire: @unchecked Sendable {
     private let breaksAt = Mutex<(@Sendable (DataMessage) -> Bool)?>(nil)
     fileprivate let ends: [WireEnd]
     private let nodes: [TestNode]
+    private let bytesPerSecond: Int?
+    /// Until when the line to the second node is busy, ns.
+    private let busyUntil = Mutex<UInt64>(0)
 
-    init(_ a: TestNode, _ b: TestNode) {
+    init(_ a: TestNode, _ b: TestNode, bytesPerSecond: Int? = nil) {
         nodes = [a, b]
+        self.bytesPerSecond = bytesPerSecond
         ends = [WireEnd(), WireEnd()]
         for index in 0...1 {
             ends[index].wire = self
@@ -312,11 +317,30 @@ final class Wire: @unchecked Sendable {
     fileprivate func carry(from index: Int, bytes: Int, _ work: @escaping @Sendable (DataPlane) -> Void) {
         guard !isCut.withLock({ $0 }) else { return }
         carried.withLock { if index == 0 { $0.toB += bytes } else { $0.toA += bytes } }
-        nodes[1 - index].post { [self] plane in
-            guard !isCut.withLock({ $0 }) else { return }
-            let receiver = ends[1 - index]
-            if receiver.isAttached { work(plane) } else { receiver.early.append(work) }
+        if index == 0, let bytesPerSecond {
+            let arrival = busyUntil.withLock { busy in
+                busy = max(busy + 1, BootClock.now) + UInt64(Double(bytes) / Double(bytesPerSecond) * 1e9)
+                return busy
+            }
+            return nodes[1].post { [self] plane in
+                _ = plane.reactor.at(arrival) { [self] in deliver(to: plane, 1, work) }
+            }
         }
+        nodes[1 - index].post { [self] plane in deliver(to: plane, 1 - index, work) }
+    }
+
+    private func deliver(to plane: DataPlane, _ index: Int, _ work: @escaping @Sendable (DataPlane) -> Void) {
+        guard !isCut.withLock({ $0 }) else { return }
+        let receiver = ends[index]
+        if receiver.isAttached { work(plane) } else { receiver.early.append(work) }
+    }
+
+    /// Bytes that wait for the line.
+    fileprivate func queued(from index: Int) -> Int {
+        guard index == 0, let bytesPerSecond else { return 0 }
+        let busy = busyUntil.withLock { $0 }
+        let now = BootClock.now
+        return busy > now ? Int(Double(busy - now) / 1e9 * Double(bytesPerSecond)) : 0
     }
 
     /// The connection breaks when such a message is sent, and the message is lost.
@@ -341,7 +365,7 @@ final class WireEnd: DataConnection, @unchecked Sendable {
     /// On the receiving thread: what came before this node knew of the connection.
     fileprivate var isAttached = false
     fileprivate var early: [@Sendable (DataPlane) -> Void] = []
-    var queuedBytes: Int { 0 }
+    var queuedBytes: Int { wire.queued(from: index) }
 
     func send(_ message: DataMessage) {
         guard !wire.isLost(message) else { return wire.lost(index) }

@@ -16,7 +16,7 @@ struct Lockstep: ParsableCommand {
             the nodes differ.
             """,
         subcommands: [
-            Status.self, Start.self, Stop.self, Swap.self, Verify.self, Check.self, Init.self, Adopt.self,
+            Status.self, Start.self, Stop.self, Swap.self, Verify.self, Resync.self, Check.self, Init.self, Adopt.self,
         ])
 }
 

@@ -96,14 +96,26 @@ struct StatusText {
         return "usable, as of \(copy.time ?? "an unknown time"), record \(copy.record)"
     }
 
-    private var resync: String? {
-        guard let resync = status.resync, resync.running, let behind = status.peer.behindRecords else { return nil }
-        var text = "\(behind) records to go, \(Units.bytes(resync.sentBytes)) sent"
-        if resync.kind != "journal" {
-            let what = resync.kind == "ranges" ? "sending what changed" : "comparing files"
-            text = "\(what): \(resync.phase) \(Units.bytes(resync.bytesDone)) of \(Units.bytes(resync.bytesTotal))"
+    private var resync: String? { StatusText.comingBack(status) }
+
+    /// How far the other node is on its way back; nil when it is not on it.
+    static func comingBack(_ status: NodeStatus) -> String? {
+        guard let resync = status.resync, resync.running, status.primary == status.node else { return nil }
+        var text = ["journal": "from the journal", "ranges": "sending what changed"][resync.kind] ?? "comparing files"
+        if !resync.phase.isEmpty { text += ", \(resync.phase)" }
+        if resync.kind == "journal" {
+            if let left = resync.bytesLeft { text += ": \(Units.bytes(left)) left" }
+            text += ", \(Units.bytes(resync.sentBytes)) sent"
+        } else {
+            let total = resync.bytesTotal > 0 ? Units.bytes(resync.bytesTotal) : "what is being counted"
+            text += ": \(Units.bytes(resync.bytesDone)) of \(total), \(Units.bytes(resync.sentBytes)) sent"
         }
-        if let seconds = status.peer.remainingSeconds { text += ", about \(Units.duration(seconds)) left" }
+        if let rate = resync.bytesPerSecond { text += ", \(Units.bytes(UInt64(max(0, rate))))/s" }
+        if let limit = resync.limitBytesPerSecond { text += " (limit \(Units.bytes(limit))/s)" }
+        if let seconds = resync.remainingSeconds { text += ", about \(Units.duration(seconds)) left" }
+        if let slowed = resync.applicationBytesPerSecond {
+            text += "; the application is slowed to \(Units.bytes(slowed))/s"
+        }
         return text
     }
 
