@@ -69,6 +69,38 @@ import Testing
         #expect(pair.differences() == [])
     }
 
+    /// The mark of a clean stop says that everything received is in the files: nothing may be taken after it.
+    @Test func failure16ANodeThatIsStoppingTakesNothingFromAPeerThatConnectsAgain() throws {
+        let pair = try Pair()
+        pair.serve(pair.a, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        let file = pair.a.create("file")
+        pair.a.waitForSync(pair.a.write(file, noise(1 << 20, 1), at: 0))
+        pair.settle()
+        let isDone = Mutex(false)
+        let before = pair.b.call { plane in
+            plane.stop { isDone.withLock { $0 = true } }
+            return plane.log.core.last
+        }
+        pair.connect()
+        pair.a.write(file, noise(4096, 2), at: 0)
+        for _ in 0..<1000 where !isDone.withLock({ $0 }) { usleep(10_000) }
+        #expect(isDone.withLock { $0 })
+        usleep(300_000)
+        #expect(pair.b.call { $0.log.core.last } == before)
+        #expect(pair.b.call { $0.journal.checkpointSeq } == before)
+        #expect(pair.a.call { $0.log.core.last } > before)
+        // It comes back with exactly that, and gets the rest.
+        pair.cut()
+        pair.b.stop()
+        try pair.b.start()
+        #expect(pair.b.call { $0.log.core.last } == before)
+        pair.connect()
+        pair.settle()
+        #expect(pair.differences() == [])
+    }
+
     @Test func aNewNodeGetsEverythingByComparison() throws {
         let pair = try Pair(prepare: NodeTests.fill)
         pair.serve(pair.a, epoch: 2)
