@@ -101,6 +101,33 @@ import Testing
         #expect(pair.differences() == [])
     }
 
+    /// A failed disk ends the session at once, for good: whatever comes is neither taken nor acknowledged, from memory
+    /// neither.
+    @Test func failure23ANodeWhoseDiskFailedAcknowledgesNothingMore() throws {
+        let pair = try Pair()
+        pair.serve(pair.a, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        let file = pair.a.create("file")
+        pair.a.waitForSync(pair.a.write(file, noise(4096, 1), at: 0))
+        pair.settle()
+        pair.b.call { $0.log.onFailure?(.journal(JournalError(.failed, "the disk failed in a test"))) }
+        #expect(pair.b.problems.count == 1)
+        let held = pair.b.call { $0.log.core.last }
+        let lost = pair.a.write(file, noise(4096, 2), at: 0)
+        pair.connect()
+        usleep(500_000)
+        #expect(pair.a.call { $0.log.core.levels.memory } < lost)
+        #expect(pair.b.call { $0.log.core.last } == held)
+        // Alone, by a decision, it goes on.
+        pair.a.call { plane in
+            plane.setPolicy(
+                AckPolicy(possible: [AckRequirement(inSync: .a, ownDisk: true)], flushFirst: false), token: 2)
+            plane.epochChanged(Decision(sequence: 3, epoch: Epoch(rawValue: 3), primary: .a, inSync: .a))
+        }
+        pair.a.waitForSync(lost)
+    }
+
     @Test func aNewNodeGetsEverythingByComparison() throws {
         let pair = try Pair(prepare: NodeTests.fill)
         pair.serve(pair.a, epoch: 2)
