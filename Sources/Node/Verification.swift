@@ -137,7 +137,7 @@ final class Verification {
     func tick() {
         let now = plane.reactor.now
         if let run {
-            run.schedule()
+            if obstacle == nil { run.schedule() } else { run.interrupt() }
             rate.note(run.progress.bytes, now: now)
             if now > storedAt + VerifyLimits.storeSeconds * 1_000_000_000 {
                 memory.current = run.progress

@@ -168,6 +168,8 @@ final class VerifyRun {
         let expected = generation
         plane.compareOnWorker(call) { [weak self] result in
             guard let self, !isEnded, expected == generation else { return }
+            // This node may have stepped down meanwhile: then nothing more is asked.
+            guard owner.obstacle == nil else { return interrupt() }
             then(result)
         }
     }
@@ -198,6 +200,8 @@ final class VerifyRun {
     /// - Parameter own: this node's answer, or the other one's.
     func answered(_ seq: Seq, _ outcome: VerifyOutcome, own: Bool) {
         guard var entry = pending[seq] else { return }
+        // An answer leads to the next question, and only a primary in sync gives out seqs for it.
+        guard owner.obstacle == nil else { return interrupt() }
         if own { entry.own = outcome } else { entry.theirs = outcome }
         pending[seq] = entry
         guard let mine = entry.own, let theirs = entry.theirs else { return }

@@ -210,6 +210,31 @@ func bytes(_ path: String) -> [UInt8] {
         #expect(files >= 401 && files < 440, "\(files) objects: nothing was compared twice but what was under way")
     }
 
+    @Test func aNodeThatStepsDownInTheMiddleAsksNothingMore() throws {
+        let pair = try Pair.inSync { root in
+            for index in 0..<200 { put("\(root)/file-\(index)", noise((3 << 20) >> (index % 8), UInt64(index))) }
+        }
+        put(pair.path(pair.b, "file-0"), [1, 2, 3], at: 5_000)
+        for epoch in UInt32(3)...5 {
+            if epoch == 3 { pair.startVerify() }
+            pair.a.wait("under way", seconds: 60) {
+                ($0.verification.run?.progress.files ?? 0) > 10 || $0.verification.facts?.running == false
+            }
+            // The service goes, with questions and answers under way, and comes back.
+            pair.a.call { plane in
+                plane.follow()
+                plane.close(.restarting)
+            }
+            usleep(200_000)
+            pair.a.wait("closed") { if case .idle = $0.phase { true } else { false } }
+            pair.serve(pair.a, epoch: epoch)
+            pair.connect()
+            pair.admit(to: pair.a, epoch: epoch)
+        }
+        #expect(pair.finishVerify().contains { $0.path == "file-0" && $0.kind == .data })
+        #expect(pair.a.problems == [] && pair.b.problems == [])
+    }
+
     @Test func aVerificationOutlivesItsProcess() throws {
         let pair = try Pair.inSync { root in
             for index in 0..<300 { put("\(root)/file-\(index)", noise(20_000, UInt64(index))) }
