@@ -193,6 +193,8 @@ public enum RecordLimits {
     public static let payloadBytes = 1 << 20
     /// Bytes of the fixed part of a record.
     public static let headerBytes = 32
+    /// Bytes of a write before its payload: the fixed part, the file and the offset.
+    public static let writeHeadBytes = headerBytes + 16
 }
 
 extension RecordBody {

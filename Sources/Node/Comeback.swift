@@ -75,11 +75,11 @@ struct Comeback {
 extension DataPlane {
     /// The other node is out of the in-sync set: what changes from now on, it will have to be sent.
     func comebackBegins() {
-        comeback.begin(changed: log.statistics.payloadBytes, sent: link.sentBytes, now: reactor.now)
+        comeback.begin(changed: log.statistics.changedBytes, sent: link.sentBytes, now: reactor.now)
     }
 
     func comebackEnds() {
-        comeback.end(changed: log.statistics.payloadBytes, sent: link.sentBytes, now: reactor.now)
+        comeback.end(changed: log.statistics.changedBytes, sent: link.sentBytes, now: reactor.now)
     }
 
     /// Ten times a second.
@@ -104,7 +104,7 @@ extension DataPlane {
     }
 
     var returnFacts: NodeStatus.Resync? {
-        guard var facts = comeback.facts(changed: log.statistics.payloadBytes, sent: link.sentBytes, now: reactor.now)
+        guard var facts = comeback.facts(changed: log.statistics.changedBytes, sent: link.sentBytes, now: reactor.now)
         else { return nil }
         if let progress = resync?.progress {
             facts.phase = progress.phase

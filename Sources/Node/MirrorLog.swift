@@ -591,27 +591,6 @@ extension MirrorLog: ChangeLog {
     }
 }
 
-/// Counters since the process started, for `lockstep status` and the benchmarks.
-struct LogStatistics: Sendable {
-    var batches: UInt64 = 0
-    var records: UInt64 = 0
-    var payloadBytes: UInt64 = 0
-    /// Batches as they lie in the journal.
-    var diskBytes: UInt64 = 0
-    /// Batches by number of records: 1, 2, 3-4, 5-8, ... (powers of two).
-    var batchesBySize = [UInt64](repeating: 0, count: 14)
-
-    mutating func note(_ batch: Batch) {
-        batches += 1
-        diskBytes += UInt64(batch.header.diskLength)
-        records += UInt64(batch.records.count)
-        for record in batch.records { payloadBytes += UInt64(record.payload.length) }
-        var bucket = 0
-        while 1 << bucket < batch.records.count, bucket < batchesBySize.count - 1 { bucket += 1 }
-        batchesBySize[bucket] += 1
-    }
-}
-
 /// Why a node can no longer take part as it did.
 enum MirrorFailure: Error, CustomStringConvertible {
     case journal(JournalError)

@@ -56,7 +56,7 @@ public struct NodeStatus: Codable, Sendable {
         /// `journal`, `ranges` or `comparison`.
         public var kind: String
         public var running: Bool
-        /// Payload bytes written while the other node was away.
+        /// Bytes changed while the other node was away: written, and records of names and attributes.
         public var changedBytes: UInt64
         /// Bytes sent to bring it back.
         public var sentBytes: UInt64
