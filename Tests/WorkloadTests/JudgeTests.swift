@@ -76,6 +76,21 @@ private func writing(_ path: String, at offset: Int, _ length: Int, _ access: Fi
         }
     }
 
+    /// The server died between two requests of one write: the rest is open, but only at the end of a life.
+    @Test func theRestOfAShortWriteMayBeThereAtTheEndOnly() throws {
+        var story = Story([FileOperation(.create, "f"), writing("f", at: 0, 8192), FileOperation(.create, "g")])
+        story.life.steps[1].result = 4096
+        story.life.steps[2].ended = nil
+        _ = try Judge.judge(story.life, then: story.states[2], demand: .everythingAnswered)
+        #expect(throws: Judge.Violation.self) {
+            try Judge.judge(story.life, then: story.states[1], demand: .everythingAnswered)
+        }
+        story.life.steps[2].ended = 100
+        #expect(throws: Judge.Violation.self) {
+            try Judge.judge(story.life, then: story.states[3], demand: .everythingAnswered)
+        }
+    }
+
     @Test func afterALossOfBothMemoriesOnlyWhatWasSyncedMustBeThere() throws {
         let story = Story([
             FileOperation(.create, "f"), writing("f", at: 0, 100), FileOperation(.fsync, "f"),

@@ -31,6 +31,8 @@ public struct NodeStatus: Sendable {
     public var behindRecords: Int?
     /// Whether this node holds the virtual addresses.
     public var holdsAddress: Bool
+    /// How the other node was last brought back: journal, ranges, comparison; nil if it never was.
+    public var resyncKind: String?
     /// Of the last time that the other node was brought back: bytes that the application changed meanwhile, bytes sent.
     public var resyncChangedBytes: Int?
     public var resyncSentBytes: Int?
@@ -69,6 +71,7 @@ public struct NodeStatus: Sendable {
         behindRecords = integer("peer.behindRecords")
         let addresses = value("addresses") as? [[String: Any]] ?? []
         holdsAddress = addresses.contains { ($0["held"] as? NSNumber)?.boolValue == true }
+        resyncKind = value("resync.kind") as? String
         resyncChangedBytes = integer("resync.changedBytes")
         resyncSentBytes = integer("resync.sentBytes")
         text = json

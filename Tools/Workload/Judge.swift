@@ -50,6 +50,7 @@ public struct Judge {
                 || (index > 0 && isHalfway(found, life.steps[floor + index - 1], from: states[index - 1], to: state))
             if isHere { matching.append(floor + index) }
         }
+        if matching.isEmpty, let most = shortWriteContinued(life, found) { return Finding(least: most, most: most) }
         if let least = matching.first, let most = matching.last { return Finding(least: least, most: most) }
         throw Violation(description: explain(life, found, states, floor, demand))
     }
@@ -79,6 +80,22 @@ public struct Judge {
         _ found: FileModel, _ step: Life.Step, from before: FileModel, to after: FileModel
     ) -> Bool {
         step.operation.isDivisible && found.isHalfway(from: before, to: after, at: step.operation.path)
+    }
+
+    /// A write of several requests whose server died between them: the kernel answers with what was written until then, and
+    /// the request under way is as open as any that had no answer. Nothing after it can have been done.
+    ///
+    /// - Returns: how many operations are there, if that is what was found.
+    private static func shortWriteContinued(_ life: Life, _ found: FileModel) -> Int? {
+        guard let last = life.steps.lastIndex(where: \.isAnswered), last >= life.steps.count - 2 else { return nil }
+        let step = life.steps[last]
+        guard step.operation.isDivisible, (1..<step.operation.length).contains(step.result) else { return nil }
+        var before = life.base
+        for step in life.steps[..<last] { before.apply(step.operation, result: step.result) }
+        var (short, full) = (before, before)
+        short.apply(step.operation, result: step.result)
+        full.apply(step.operation, result: step.operation.length)
+        return found.isHalfway(from: short, to: full, at: step.operation.path) ? last + 1 : nil
     }
 
     private static func fullResult(_ operation: FileOperation) -> Int { operation.isDivisible ? operation.length : 0 }

@@ -187,6 +187,10 @@ extension Soak {
         }
         let seconds = bootSeconds() - mended
         result.secondsToSyncMax = max(result.secondsToSyncMax, seconds)
+        if let status = cluster.serving().flatMap({ cluster.status($0) }), status.decision != lastDecision {
+            lastDecision = status.decision
+            if let kind = status.resyncKind { result.returns[kind, default: 0] += 1 }
+        }
         progress.say("round \(round.number): in sync after \(String(format: "%.1f", seconds)) s")
     }
 

@@ -32,6 +32,8 @@ final class Soak {
     var heldSpace: [String: HeldSpace] = [:]
     /// Rooms of which a disk fails.
     var brokenRooms: Set<String> = []
+    /// The newest decision when the last round ended.
+    var lastDecision = 0
     /// What each writer's directory was found to be at the last judgement.
     var verified: [String: FileModel] = [:]
 

@@ -7,6 +7,8 @@ struct SoakResult: Codable {
     var rounds = 0
     /// Accidents that happened, by kind.
     var accidents: [String: Int] = [:]
+    /// Rounds after which a node had been brought back, by the way in which the last one was.
+    var returns: [String: Int] = [:]
     /// Operations of all writers that were answered, and those that were on every in-sync disk by then.
     var operationsAnswered = 0
     var operationsSynced = 0
@@ -35,10 +37,12 @@ struct SoakResult: Codable {
 
     var text: String {
         let counts = accidents.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", ")
+        let ways = returns.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", ")
         var words = """
 
             seed \(seed): \(rounds) rounds in \(Int(seconds)) s
             accidents: \(counts)
+            nodes brought back by: \(ways)
             \(operationsAnswered) operations answered, \(operationsSynced) of them synced; \(livesJudged) ends of writers \
             judged, \(livesJudgedAfterDoubleLoss) after the loss of both memories (\(unsyncedLost) operations that were never \
             synced were lost there)
