@@ -220,6 +220,15 @@ extension RecordBody {
         }
     }
 
+    /// The object whose last name goes with this record.
+    public var removed: FileID? {
+        switch self {
+        case .remove(let file, _, _, _, true): file
+        case .rename(_, _, _, _, _, false, let replaced, true) where replaced != .none: replaced
+        default: nil
+        }
+    }
+
     /// Every file and directory the record touches: two records that share none may be applied in either order.
     public var touched: [FileID] {
         switch self {

@@ -75,6 +75,8 @@ extension DataPlane {
         log.imageParts = opened.imageParts
         log.appliedTime = try? journal.read(from: committed, limitBytes: 1).first?.header.closedAt
         log.adoptTail(opened.tail)
+        // A copy that is behind takes everything leniently as it is.
+        if !incomplete, let last = opened.tail.last { applier.aheadThrough = last.lastSeq }
         let link = PeerLink(
             node: node, log: log, reader: try JournalReader(path: path), workers: workers, isIncomplete: incomplete,
             logger: logger)
@@ -113,19 +115,25 @@ extension DataPlane {
         var opened = Opened(committed: committed)
         guard isIncomplete else {
             var debt = DebtKeeper.load(debtFile, journal: journal, logger: logger)
-            try replay(journal, tree, through: committed, isBehind: false, logger: logger) { debt.note($0) }
             opened.tail = try readAll(journal, from: committed.next)
+            try replay(journal, tree, through: committed, isBehind: false, tail: opened.tail, logger: logger) {
+                debt.note($0)
+            }
             for batch in opened.tail { debt.note(batch) }
             opened.debt = debt
             return opened
         }
         let nothing = Opened(committed: journal.checkpointSeq)
-        guard isUsable, journal.resyncNumber != 0 else { return nothing }
+        guard isUsable, journal.resyncNumber != 0 else {
+            // Of a damaged journal, the number may be that of a resynchronisation that was finished long ago.
+            journal.forgetResync()
+            return nothing
+        }
         do {
-            try replay(journal, tree, through: committed, isBehind: true, logger: logger) {
+            opened.tail = try readAll(journal, from: committed.next)
+            try replay(journal, tree, through: committed, isBehind: true, tail: opened.tail, logger: logger) {
                 opened.imageParts.note($0)
             }
-            opened.tail = try readAll(journal, from: committed.next)
             return opened
         } catch {
             logger.error("this copy is incomplete and cannot be continued: \(error); it will be compared as a whole")
@@ -135,16 +143,21 @@ extension DataPlane {
     }
 
     /// Converges the plain files to the state after `committed`, then makes that the checkpoint.
-    /// - Parameter note: hears of every batch, once.
+    /// - Parameters:
+    ///   - tail: what the journal has above `committed`; part of it may be in the files.
+    ///   - note: hears of every batch, once.
     private static func replay(
-        _ journal: Journal, _ tree: PlainTree, through committed: Seq, isBehind: Bool, logger: Logger,
+        _ journal: Journal, _ tree: PlainTree, through committed: Seq, isBehind: Bool, tail: [Batch], logger: Logger,
         note: (Batch) -> Void
     ) throws {
         guard committed > journal.checkpointSeq else { return }
         let started = BootClock.now
         let checkpoint = journal.checkpointSeq
         var isFirstPass = true
-        _ = try tree.replay(after: checkpoint, through: committed, isBehind: isBehind) { (visit) throws(TreeError) in
+        var ahead = RecordsAhead()
+        for batch in tail { ahead.note(batch) }
+        _ = try tree.replay(after: checkpoint, through: committed, isBehind: isBehind, ahead: ahead) {
+            (visit) throws(TreeError) in
             var next = checkpoint.next
             defer { isFirstPass = false }
             while next <= committed {

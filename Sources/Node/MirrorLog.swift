@@ -230,6 +230,7 @@ final class MirrorLog {
         core = PrimaryLog(node: node, last: seq, ownDurable: seq, committed: committed)
         lastChain = chain
         unapplied.removeAll { $0.lastSeq > seq }
+        applier.aheadThrough = min(applier.aheadThrough, seq)
         recent.removeAll()
         recentBytes = 0
     }

@@ -28,7 +28,8 @@ extension ResyncSource {
         plane.log.onLogged = { [unowned self] seq, body, length in logged(seq, body, length) }
         if way != .fresh(withOwed: false), way != .fresh(withOwed: true) { number = terms.number }
         guard way != .resume else {
-            guard let chain = plane.journal.chain(at: common) else { return }
+            // The journal has moved on since this was planned: planned anew.
+            guard let chain = plane.journal.chain(at: common) else { return plane.link.announce() }
             phase = .inviting
             progress.phase = "inviting"
             return invite(.resumed, base: common, chain: chain, through: common)

@@ -366,12 +366,10 @@ final class ResyncSource: ResyncSession {
     func imageNow(_ directory: FileID, namesRest: Bool, _ finished: @escaping () -> Void) {
         let asked = plane.log.lastSeq
         // A comparison goes from the root down by itself.
-        let waitsFor = kind == .comparison ? nil : queuedDirectories
+        let needsAncestors = kind != .comparison
         read { tree throws(TreeError) -> (parts: [RecordBody], ancestors: [FileID]) in
-            let ancestors = waitsFor == nil ? [] : try tree.ancestors(of: directory)
-            // Not its turn: not worth reading.
-            let waits = waitsFor.map { ancestors.contains(where: $0.contains) } ?? false
-            return (waits ? [] : try tree.imageOfDirectory(directory), ancestors)
+            let ancestors = needsAncestors ? try tree.ancestors(of: directory) : []
+            return (try tree.imageOfDirectory(directory), ancestors)
         } then: { [self] result, since in
             directoriesReading -= 1
             defer { finished() }
@@ -382,9 +380,7 @@ final class ResyncSource: ResyncSession {
                 guard !touches.isTouched(directory, after: namesRest ? asked : since),
                     !touches.isTouched(directory, after: since, attributesOnly: true), plane.log.hasRoomForImages
                 else { return isBusy(directory) }
-                guard !parts.isEmpty, isInPlace(directory, ancestors, since: since) else {
-                    return directories.append(directory)
-                }
+                guard isInPlace(directory, ancestors, since: since) else { return directories.append(directory) }
                 forgetQueued(directory)
                 image(directory, parts)
             }

@@ -96,6 +96,7 @@ public final class Applier {
         precondition(backlog == 0 && failure == nil, "a reset while records are being applied")
         schedule = ConflictSchedule(applied: seq)
         batches = []
+        aheadThrough = .zero
     }
 
     /// A resynchronisation that was broken off goes on: what comes next is applied leniently from its first record.
@@ -103,6 +104,11 @@ public final class Applier {
         tree.goOnImaging()
         isImaging = true
     }
+
+    /// Records up to here may be in the files already, in part: a crash left them ahead of what the disk knew to be
+    /// committed. They are applied one name at a time, and what they find neither before nor after is no error: a file that
+    /// is renamed and then removed is not there to be renamed again.
+    public var aheadThrough = Seq.zero
 
     /// Hands in the records of `batch` from the first not handed in yet to `last`: those that every in-sync node has on
     /// its disk. Batches come in order; one may come several times as more of it is committed.
@@ -120,7 +126,8 @@ public final class Applier {
             let isBarrier =
                 record.body.isImageMark || record.isImage && record.body.kind == .imageDirectory
                 || isImaging && record.body.isNamespace
-            schedule.add(seq, touched: record.body.touched, isBarrier: isBarrier && role == .behind)
+            let isAgain = seq < aheadThrough && record.body.isNamespace || seq == aheadThrough
+            schedule.add(seq, touched: record.body.touched, isBarrier: isBarrier && role == .behind || isAgain)
             seq = seq.next
         }
         deal()
@@ -132,7 +139,10 @@ public final class Applier {
         let batch: Batch
         let seq: Seq
         let settingTimes: Bool
+        let again: Again
     }
+
+    private enum Again { case no, yes, last }
 
     private func deal() {
         while let run = schedule.take() {
@@ -178,7 +188,8 @@ public final class Applier {
                 let nextBatch = self.batch(of: next)
                 settingTimes = nextBatch.records[next - nextBatch.firstSeq].body.kind != .write
             }
-            work.append(Work(batch: batch, seq: seq, settingTimes: settingTimes))
+            let again: Again = seq < aheadThrough ? .yes : seq == aheadThrough ? .last : .no
+            work.append(Work(batch: batch, seq: seq, settingTimes: settingTimes, again: again))
         }
         return work
     }
@@ -233,7 +244,8 @@ public final class Applier {
             do throws(TreeError) {
                 try unsafe tree.apply(
                     work.batch.records[place], payload: work.batch.payload(of: place), role: role,
-                    settingTimes: work.settingTimes)
+                    settingTimes: work.settingTimes, again: work.again != .no)
+                if work.again == .last { try tree.clearStaging() }
                 report(results, handle, me) { $0.finished.append(work.seq) }
             } catch {
                 // What follows in this run touches the same file. Other runs do not.

@@ -30,14 +30,16 @@ extension PlainTree {
     ///   - payload: of a write, `record.payload.length` bytes.
     ///   - settingTimes: false leaves a written file's mtime to a later record of the same file (`Applier` knows when
     ///     one follows).
+    ///   - again: it may have been applied before, and records that came after it too.
     /// - Throws: what the file system said. The state is then before or after the record, or between; applying it
     ///   again once the cause is gone mends that.
     public func apply(
-        _ record: Record, payload: UnsafeRawBufferPointer, role: ApplyRole, settingTimes: Bool = true
+        _ record: Record, payload: UnsafeRawBufferPointer, role: ApplyRole, settingTimes: Bool = true,
+        again: Bool = false
     ) throws(TreeError) {
         let isImage = record.isImage || record.body.isImageMark
         if isImage, role != .behind { return }
-        if role == .behind, isImaging || isImage {
+        if again || role == .behind && (isImaging || isImage) {
             return try unsafe applyImaging(record, payload: payload, settingTimes: settingTimes)
         }
         try unsafe applyExactly(record, payload: payload, settingTimes: settingTimes)

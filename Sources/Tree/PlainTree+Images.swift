@@ -139,7 +139,7 @@ extension PlainTree {
         case .imageEnd:
             // Names that vanished on the other side, and have not come back under another name.
             state.withLock { $0.image = nil }
-            for name in try stagingNames() { try removeFromStaging(name) }
+            try clearStaging()
         case .imageDirectory(let directory, let attributes, let xattrs, let part, let isLast, let entries):
             try applyImage(
                 ofDirectory: directory, attributes, xattrs, isFirst: part == 0, isLast: isLast, entries, record.time)

@@ -23,6 +23,29 @@ public struct ReplayResult: Sendable, Hashable {
 /// read the payloads that survive.
 public typealias BatchSource = (_ visit: (Batch) throws(TreeError) -> Void) throws(TreeError) -> Void
 
+/// What records above the end of a replay did to names. The disk may know less to be committed than the files already
+/// have: those records come again, when it is known.
+public struct RecordsAhead: Sendable {
+    /// Objects that may be gone already.
+    public var removed: Set<FileID> = []
+    /// Objects that were given a name; one of these may wait in staging for it.
+    public var placed: Set<FileID> = []
+    public init() {}
+
+    public mutating func note(_ batch: Batch) {
+        for record in batch.records {
+            if let file = record.body.removed { removed.insert(file) }
+            switch record.body {
+            case .create(let file, _, _, _, _, _), .link(let file, _, _): placed.insert(file)
+            case .rename(let file, _, _, _, _, let isExchange, let other, _):
+                placed.insert(file)
+                if isExchange { placed.insert(other) }
+            default: continue
+            }
+        }
+    }
+}
+
 /// Called before every change of a replay.
 typealias ReplayStep = () throws(TreeError) -> Void
 
@@ -34,19 +57,21 @@ extension PlainTree {
     ///   - checkpoint: everything up to here was in the plain files at the last `sync` that the journal knows of.
     ///   - isBehind: a resynchronisation was under way, so objects may be missing; the next one brings them. Only then are
     ///     images taken.
+    ///   - ahead: what records above `committed` did, which the files may have too.
     /// - Throws: also when an object that must be there is not: then the tree is not what the journal belongs to.
     public func replay(
-        after checkpoint: Seq, through committed: Seq, isBehind: Bool = false, batches: BatchSource
+        after checkpoint: Seq, through committed: Seq, isBehind: Bool = false, ahead: RecordsAhead = RecordsAhead(),
+        batches: BatchSource
     ) throws(TreeError) -> ReplayResult {
-        try replay(after: checkpoint, through: committed, isBehind: isBehind, batches: batches) {
+        try replay(after: checkpoint, through: committed, isBehind: isBehind, ahead: ahead, batches: batches) {
             () throws(TreeError) in
         }
     }
 
     /// - Parameter step: called before every change; a test throws from it, which is a crash as the process sees it.
     func replay(
-        after checkpoint: Seq, through committed: Seq, isBehind: Bool, batches: BatchSource,
-        step: @escaping ReplayStep
+        after checkpoint: Seq, through committed: Seq, isBehind: Bool, ahead: RecordsAhead = RecordsAhead(),
+        batches: BatchSource, step: @escaping ReplayStep
     ) throws(TreeError) -> ReplayResult {
         var plan = ReplayPlan()
         try batches { (batch) throws(TreeError) in
@@ -66,18 +91,20 @@ extension PlainTree {
         }
         var result = ReplayResult(records: plan.records, sawImages: plan.hasImages)
         try locate(plan)
-        try makeMissing(plan, isLenient: isLenient, &result, step)
+        try makeMissing(plan, isLenient: isLenient, ahead, &result, step)
         let evicted = try evictWrong(plan, step)
         result.evicted = evicted.count
         try placeAll(plan, step)
-        try keepStrays(evicted, plan, isLenient: isLenient)
+        // What a record ahead has put somewhere waits in staging for that record to come again.
+        try keepStrays(evicted.subtracting(ahead.placed), plan, isLenient: isLenient)
         // Before the data: what was removed since must give its space back first.
         let endsInImages = plan.endsInImages ?? isBehind
         for name in try stagingNames() {
-            // An image still to come may give a name back to what lost one: only what is gone for good goes.
-            if endsInImages, PlainTree.decodeTag(name).map({ !(plan.objects[$0]?.isRemoved ?? false) }) ?? true {
-                continue
-            }
+            let file = PlainTree.decodeTag(name)
+            // An image still to come may give a name back to what lost one: only what is gone for good goes. And a record
+            // ahead may just have been taking it somewhere.
+            if endsInImages, file.map({ !(plan.objects[$0]?.isRemoved ?? false) }) ?? true { continue }
+            if let file, ahead.placed.contains(file) { continue }
             try step()
             try removeFromStaging(name)
         }
@@ -152,7 +179,8 @@ extension PlainTree {
 
     /// Builds in staging what has a name at the end and is nowhere.
     private func makeMissing(
-        _ plan: ReplayPlan, isLenient: Bool, _ result: inout ReplayResult, _ step: @escaping ReplayStep
+        _ plan: ReplayPlan, isLenient: Bool, _ ahead: RecordsAhead, _ result: inout ReplayResult,
+        _ step: @escaping ReplayStep
     ) throws(TreeError) {
         var named: Set<FileID> = []
         for (directory, names) in plan.names {
@@ -169,7 +197,7 @@ extension PlainTree {
             }
             guard let birth = object.birth else {
                 // Without a name it may have been removed before the checkpoint and written to by who had it open.
-                if isLenient || !named.contains(file) { continue }
+                if isLenient || !named.contains(file) || ahead.removed.contains(file) { continue }
                 throw TreeError(
                     "find", "file \(file), which the journal changes", code: ENOENT,
                     remedy: "The plain files in \(backing) are not those the journal belongs to. Restore them, or let "

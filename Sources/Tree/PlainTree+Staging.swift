@@ -50,6 +50,11 @@ extension PlainTree {
         return isDirectory
     }
 
+    /// Everything that has a name has it by now.
+    func clearStaging() throws(TreeError) {
+        for name in try stagingNames() { try removeFromStaging(name) }
+    }
+
     /// Names in staging now.
     func stagingNames() throws(TreeError) -> [FileName] {
         try allNames(staging.rawValue, of: .none)

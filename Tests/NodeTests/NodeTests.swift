@@ -314,4 +314,29 @@ import Testing
         pair.settle()
         #expect(pair.differences() == [])
     }
+
+    /// The files may be ahead of what the disk knows to be committed: a directory whose names changed, and which went
+    /// right before the process died, is no damage.
+    @Test func aRemovalRightBeforeACrashDoesNotKeepTheNodeFromStarting() throws {
+        let pair = try Pair()
+        let a = pair.a
+        pair.serve(a, epoch: 2)
+        let outer = a.create("outer", mode: S_IFDIR | 0o755)
+        let inner = a.create("inner", in: outer, mode: S_IFDIR | 0o755)
+        a.waitForSync(a.write(a.create("file"), noise(100, 1), at: 0))
+        a.wait("applied") { $0.log.applied == $0.log.lastSeq }
+        a.call { plane in plane.checkpoint { _ in } }
+        a.wait("checkpoint") { !$0.checkpointRunning && $0.journal.checkpointSeq >= $0.log.applied }
+        a.log(.remove(file: inner, parent: outer, name: Array("inner".utf8), isDirectory: true, wasLast: true))
+        a.wait("in a batch of its own") { $0.log.applied == $0.log.lastSeq }
+        let last = a.log(
+            .remove(file: outer, parent: .root, name: Array("outer".utf8), isDirectory: true, wasLast: true))
+        a.wait("gone from the files") { $0.log.applied >= last }
+        a.stop()
+        try a.start()
+        pair.serve(a, epoch: 3)
+        a.wait("as before") { $0.log.applied >= last }
+        #expect(snapshot(a.configuration.backing)["/outer"] == nil)
+        #expect(snapshot(a.configuration.backing)["/file"] != nil)
+    }
 }

@@ -376,4 +376,180 @@ extension TestNode {
         #expect(pair.a.kind == "comparison", "unknown is never taken for clean")
         #expect(pair.differences() == [])
     }
+
+    // MARK: - At random
+
+    /// Random changes, restarts, cuts and resumptions; in the end both trees are equal. Printed seeds are replayed seeds.
+    @Test(arguments: 1...4)
+    func randomAccidentsLeaveEqualTrees(seed: UInt64) throws {
+        var random = Seeded(seed &* 7919)
+        let pair = try Pair.inSync(RangesTests.fill)
+        let a = pair.a
+        let b = pair.b
+        let base = a.file("base")
+        var mess = Mess(a, random: Seeded(seed))
+        pair.cut()
+        var epoch: UInt32 = 3
+        pair.goAlone(a, epoch: epoch)
+        for round in 0..<6 {
+            mess.make(120)
+            if round == 0 || Int.random(in: 0..<3, using: &random) == 0 {
+                // One write at the end of it, so that the journal has to move.
+                a.fillJournal(base)
+            } else {
+                a.waitForSync(a.write(base, noise(4096, UInt64(round)), at: UInt64(round) * 8192))
+            }
+            pair.connect()
+            // Somewhere on the way; the application goes on.
+            for _ in 0..<Int.random(in: 0..<12, using: &random) {
+                mess.make(5)
+                usleep(UInt32.random(in: 1_000...40_000, using: &random))
+            }
+            pair.cut()
+            switch Int.random(in: 0..<5, using: &random) {
+            case 0:
+                b.stop()
+                try b.start()
+            case 1, 2:
+                mess.settle()
+                a.stop()
+                try a.start()
+                epoch += 1
+                pair.serve(a, epoch: epoch)
+                if Bool.random(using: &random) {
+                    b.stop()
+                    try b.start()
+                }
+            default: break
+            }
+        }
+        mess.make(50)
+        pair.connect()
+        pair.admit(to: a, epoch: epoch)
+        pair.settle()
+        #expect(pair.differences() == [], "seed \(seed)")
+        #expect(a.problems == [] && b.problems == [])
+    }
+}
+
+/// SplitMix64.
+struct Seeded: RandomNumberGenerator {
+    var state: UInt64
+    init(_ seed: UInt64) { state = seed }
+    mutating func next() -> UInt64 {
+        state &+= 0x9E37_79B9_7F4A_7C15
+        var value = state
+        value = (value ^ (value >> 30)) &* 0xBF58_476D_1CE4_E5B9
+        value = (value ^ (value >> 27)) &* 0x94D0_49BB_1331_11EB
+        return value ^ (value >> 31)
+    }
+}
+
+/// Changes of everything, logged as the mirrored directory would log them: from a model of the names.
+struct Mess {
+    private let node: TestNode
+    private var random: Seeded
+    private var counter = 0
+    private var last = Seq.zero
+    /// Directory -> name -> object; of directories also whether.
+    private var names: [FileID: [String: FileID]] = [.root: [:]]
+    private var parents: [FileID: (parent: FileID, name: String)] = [:]
+    private var sizes: [FileID: UInt64] = [:]
+
+    init(_ node: TestNode, random: Seeded) {
+        self.node = node
+        self.random = random
+    }
+
+    /// What was logged is on this node's disk: a process that dies loses the rest, and the model would be wrong.
+    func settle() { node.waitForSync(last) }
+
+    mutating func make(_ count: Int) {
+        for _ in 0..<count { one() }
+        last = node.call { $0.log.lastSeq }
+    }
+
+    private var directories: [FileID] { names.keys.sorted() }
+    private mutating func pick<Element>(_ list: [Element]) -> Element? { list.randomElement(using: &random) }
+    private func isBelow(_ directory: FileID, _ top: FileID) -> Bool {
+        var next: FileID? = directory
+        while let current = next {
+            if current == top { return true }
+            next = parents[current]?.parent
+        }
+        return false
+    }
+
+    private mutating func one() {
+        counter += 1
+        let name = "mess-\(counter)"
+        let parent = pick(directories)!
+        let files = sizes.keys.sorted()
+        switch Int.random(in: 0..<20, using: &random) {
+        case 0, 1: make(name, parent, S_IFDIR | 0o755)
+        case 2, 3, 4: make(name, parent, S_IFREG | 0o644)
+        case 5: make(name, parent, S_IFLNK | 0o777)
+        case 6, 7, 8: move(name)
+        case 9:
+            guard let (directory, name, file) = any({ names, file in names[file] == nil }) else { return }
+            node.remove(file, directory, name)
+            names[directory]?[name] = nil
+            sizes[file] = nil
+        case 10:
+            guard let (directory, name, file) = any({ names, file in names[file]?.isEmpty ?? false }) else { return }
+            node.remove(file, directory, name, isDirectory: true)
+            names[directory]?[name] = nil
+            names[file] = nil
+        case 11:
+            guard let file = pick(files) else { return }
+            let size = UInt64.random(in: 0...400_000, using: &random)
+            node.setSize(file, size)
+        case 12:
+            guard let file = pick(files) else { return }
+            let start = UInt64.random(in: 0...300_000, using: &random)
+            node.log(.allocate(file: file, mode: 3, offset: start, length: 30_000))
+        case 13:
+            guard let file = pick(files) else { return }
+            node.log(.setXattr(file: file, name: Array("user.mess".utf8), value: Array(name.utf8)))
+        default:
+            guard let file = pick(files) else { return }
+            let length = Int.random(in: 1...20_000, using: &random)
+            node.write(file, noise(length, UInt64(counter)), at: UInt64.random(in: 0...400_000, using: &random))
+        }
+    }
+
+    private mutating func make(_ name: String, _ parent: FileID, _ mode: UInt32) {
+        let file = node.call { $0.log.allocateFileID() }
+        let isLink = mode & S_IFMT == S_IFLNK
+        node.log(
+            .create(
+                file: file, parent: parent, name: Array(name.utf8),
+                attributes: FileAttributes(mode: mode, uid: 0, gid: 0), target: isLink ? Array(name.utf8) : [],
+                xattrs: []))
+        names[parent]?[name] = file
+        parents[file] = (parent, name)
+        if mode & S_IFMT == S_IFDIR { names[file] = [:] }
+        if mode & S_IFMT == S_IFREG { sizes[file] = 0 }
+    }
+
+    private mutating func any(
+        _ isWanted: ([FileID: [String: FileID]], FileID) -> Bool
+    ) -> (FileID, String, FileID)? {
+        let names = names
+        let all = directories.flatMap { directory in
+            names[directory]!.filter { isWanted(names, $0.value) }.map { (directory, $0.key, $0.value) }
+                .sorted { $0.1 < $1.1 }
+        }
+        return pick(all)
+    }
+
+    private mutating func move(_ newName: String) {
+        guard let (directory, name, file) = any({ _, _ in true }) else { return }
+        let targets = directories.filter { !isBelow($0, file) }
+        guard let target = pick(targets) else { return }
+        node.rename(file, directory, name, to: target, newName)
+        names[directory]?[name] = nil
+        names[target]?[newName] = file
+        parents[file] = (target, newName)
+    }
 }

@@ -1,5 +1,6 @@
 import CLinux
 import Format
+import Foundation
 import Glibc
 import Testing
 
@@ -33,13 +34,14 @@ func batches(of drawn: [Generator.Drawn], from first: Seq = Seq(rawValue: 1), si
 extension PlainTree {
     func replay(
         _ drawn: [Generator.Drawn], after checkpoint: Int, through last: Int? = nil, isBehind: Bool = false,
+        ahead: RecordsAhead = RecordsAhead(),
         step: @escaping ReplayStep = { () throws(TreeError) in }
     ) throws -> ReplayResult {
         // Large payloads one to a batch: the records of a batch have a limit in bytes.
         let all = batches(of: drawn, size: drawn.contains { $0.payload.count > 40_000 } ? 1 : 10)
         return try replay(
             after: Seq(rawValue: UInt64(checkpoint)), through: Seq(rawValue: UInt64(last ?? drawn.count)),
-            isBehind: isBehind,
+            isBehind: isBehind, ahead: ahead,
             batches: { (visit) throws(TreeError) in for batch in all { try visit(batch) } }, step: step)
     }
 
@@ -82,6 +84,34 @@ extension PlainTree {
         // Once more: nothing changes.
         _ = try tree.replay(drawn, after: 120)
         try expectSame(tree, generator.model)
+    }
+
+    /// The files have everything, the disk knows less to be committed: what comes again changes nothing in the end.
+    @Test(arguments: 1...16)
+    func failure36FilesAheadOfWhatIsKnownToBeCommittedConverge(seed: UInt64) throws {
+        let scratch = try #require(Scratch(ext4: true), "needs root, loop devices and mkfs.ext4")
+        let tree = try openTree(scratch)
+        var generator = Generator(seed: seed &* 15_485_863)
+        let drawn = generator.draw(280)
+        for record in drawn[..<120] { try tree.apply(record) }
+        try tree.sync()
+        for record in drawn[120...] { try tree.apply(record) }
+        var random = Seeded(seed)
+        let committed = Int.random(in: 120...280, using: &random)
+        var ahead = RecordsAhead()
+        for batch in batches(of: Array(drawn[committed...]), size: 1) { ahead.note(batch) }
+        // Also when it is interrupted before everything has come again.
+        for end in [Int.random(in: committed...280, using: &random), 280] {
+            _ = try tree.replay(drawn, after: 120, through: committed, ahead: ahead)
+            for record in drawn[committed..<end] {
+                try record.payload.withUnsafeBytes {
+                    try tree.apply(record.record, payload: $0, role: .secondary, again: true)
+                }
+            }
+        }
+        try tree.clearStaging()
+        try expectSame(tree, generator.model)
+        #expect(!FileManager.default.fileExists(atPath: "\(scratch.path)/backing/.lockstep/found"))
     }
 
     @Test(arguments: 1...5)
