@@ -151,22 +151,23 @@ extension VerifyRun {
 
     private func askBytes(_ task: VerifyTask, _ range: Range<UInt64>) {
         begin()
-        ask(task, .bytes, range.lowerBound, UInt64(range.count), cost: UInt64(range.count)) {
-            [self] mine, theirs, seq in
-            remember(seq)
-            switch (mine, theirs) {
-            case (.gone, _): finish(task, seq)
-            case (.bytes(let left), .bytes(let right)):
-                guard left != right else { return finish(task, seq) }
-                repair.pieces.append(VerifyPiece(task: task, range: range, seq: seq, mine: left, theirs: right))
-            // What one side cannot read, the other one has.
-            case (.bytes(let right), .failed): restore(task, range, right, seq)
-            case (.failed, .bytes(let right)): restore(task, range, right, seq)
-            default:
-                note(task, .unreadable, range, detail: "on neither node", state: .failed)
-                finish(task, seq)
-            }
-        }
+        // From the question on, not from its answer: what is touched in between makes the answer old.
+        remember(
+            ask(task, .bytes, range.lowerBound, UInt64(range.count), cost: UInt64(range.count)) {
+                [self] mine, theirs, seq in
+                switch (mine, theirs) {
+                case (.gone, _): finish(task, seq)
+                case (.bytes(let left), .bytes(let right)):
+                    guard left != right else { return finish(task, seq) }
+                    repair.pieces.append(VerifyPiece(task: task, range: range, seq: seq, mine: left, theirs: right))
+                // What one side cannot read, the other one has.
+                case (.bytes(let right), .failed): restore(task, range, right, seq)
+                case (.failed, .bytes(let right)): restore(task, range, right, seq)
+                default:
+                    note(task, .unreadable, range, detail: "on neither node", state: .failed)
+                    finish(task, seq)
+                }
+            })
     }
 
     private func restore(_ task: VerifyTask, _ range: Range<UInt64>, _ bytes: [UInt8], _ seq: Seq) {
@@ -374,20 +375,20 @@ extension VerifyRun {
     private func askAttributes(_ task: VerifyTask, _ detail: String) {
         begin()
         // A question more or less than `mayAsk` allows does no harm: there are few of these.
-        ask(task, .file) { [self] mine, theirs, seq in
-            remember(seq)
-            guard case .file(let left) = mine, case .file(let right) = theirs else {
-                return finishAttributes(task, seq)
-            }
-            let details = differences(left, right)
-            guard !details.isEmpty else {
-                note(task, .attributes, detail: detail, state: .overwritten)
-                return finishAttributes(task, seq)
-            }
-            repair.attributes.append(
-                VerifyAttributes(
-                    task: task, seq: seq, mine: left, theirs: right, detail: details.joined(separator: "; ")))
-        }
+        remember(
+            ask(task, .file) { [self] mine, theirs, seq in
+                guard case .file(let left) = mine, case .file(let right) = theirs else {
+                    return finishAttributes(task, seq)
+                }
+                let details = differences(left, right)
+                guard !details.isEmpty else {
+                    note(task, .attributes, detail: detail, state: .overwritten)
+                    return finishAttributes(task, seq)
+                }
+                repair.attributes.append(
+                    VerifyAttributes(
+                        task: task, seq: seq, mine: left, theirs: right, detail: details.joined(separator: "; ")))
+            })
     }
 
     private func judge(_ waiting: VerifyAttributes) {

@@ -183,11 +183,12 @@ final class VerifyRun {
     }
 
     /// Asks both nodes. `then` gets this node's answer and the other's, for the state at the seq.
+    @discardableResult
     func ask(
         _ task: VerifyTask, _ aspect: VerifyAspect, _ offset: UInt64 = 0, _ length: UInt64 = 0,
         blockBytes: UInt32 = VerifyCheck.blockBytes, cost: UInt64 = 0,
         then: @escaping (VerifyOutcome, VerifyOutcome, Seq) -> Void
-    ) {
+    ) -> Seq {
         let check = VerifyCheck(
             number: number, file: task.file, aspect: aspect, offset: offset, length: length, blockBytes: blockBytes,
             seed: seed)
@@ -195,6 +196,7 @@ final class VerifyRun {
         task.pending += 1
         let seq = plane.log.appendMark(.verify(check))
         pending[seq] = Pending(task: task, then: then)
+        return seq
     }
 
     /// - Parameter own: this node's answer, or the other one's.
