@@ -141,7 +141,7 @@ extension DataPlane {
         }
         logger.warning("an administrator asks for a full comparison: \(other) leaves the in-sync set until it is done")
         link.wantsComparison = true
-        if inSyncNow.isOnly(node) {
+        if isCertainlyAlone {
             link.announce()
         } else {
             report(.member(.peerSilent(.failed)))

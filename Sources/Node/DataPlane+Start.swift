@@ -74,7 +74,9 @@ extension DataPlane {
             strict: configuration.mode == .strict, committed: committed, logger: logger)
         log.imageParts = opened.imageParts
         log.appliedTime = try? journal.read(from: committed, limitBytes: 1).first?.header.closedAt
-        log.adoptTail(opened.tail)
+        log.adoptTail(opened.tail, isBehind: incomplete)
+        // Its tail holds images too, whether or not there was anything to replay.
+        if incomplete, journal.resyncNumber != 0 { applier.goOnImaging() }
         // A copy that is behind takes everything leniently as it is.
         if !incomplete, let last = opened.tail.last { applier.aheadThrough = last.lastSeq }
         let link = PeerLink(

@@ -414,6 +414,10 @@ final class DataPlane {
         log.setRules(rulesInForce)
     }
 
+    /// This node alone is in sync, and no set with the other one may have been chosen: an addition in doubt would name it
+    /// in sync while its copy is overwritten.
+    var isCertainlyAlone: Bool { inSyncNow.isOnly(node) && policy.allSatisfy { $0.inSync.isOnly(node) } }
+
     var inSyncNow: NodeSet {
         switch phase {
         case .inheriting(let decision), .opening(let decision, _), .open(let decision): decision.inSync

@@ -120,7 +120,7 @@ final class DebtKeeper {
     }
 
     private func write() {
-        guard let debt, let last = waiting.last else { return }
+        guard let debt, let last = waiting.max(by: { $0.through < $1.through }) else { return }
         let requests = waiting
         waiting = []
         fresh = DirtyMap()

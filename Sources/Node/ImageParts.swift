@@ -22,6 +22,12 @@ struct ImageParts {
         }
     }
 
+    /// Records above `seq` are gone.
+    mutating func cut(to seq: Seq) {
+        images.removeAll { $0.first > seq }
+        if let last = images.last?.last, last > seq { images[images.count - 1].last = nil }
+    }
+
     /// The highest end of a batch not above `seq` at which a replay may begin.
     /// - Parameter boundary: the highest end of a batch at or below a seq; nil when there is none.
     mutating func checkpoint(atOrBelow seq: Seq, boundary: (Seq) -> Seq?) -> Seq? {

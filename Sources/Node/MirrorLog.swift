@@ -231,8 +231,16 @@ final class MirrorLog {
         lastChain = chain
         unapplied.removeAll { $0.lastSeq > seq }
         applier.aheadThrough = min(applier.aheadThrough, seq)
+        imageParts.cut(to: seq)
         recent.removeAll()
         recentBytes = 0
+    }
+
+    /// Hands over what is committed, at once.
+    /// - Returns: whether everything that was handed over is applied.
+    func settle() -> Bool {
+        handOver(now: true)
+        return applier.backlog == 0
     }
 
     /// The log begins anew at `seq` (a full comparison follows).
@@ -251,8 +259,9 @@ final class MirrorLog {
     }
 
     /// Batches read back at the start: on this disk, not known to be committed.
-    func adoptTail(_ batches: [Batch]) {
-        for batch in batches { imageParts.note(batch) }
+    /// - Parameter isBehind: this copy is incomplete. To a complete one images mean nothing.
+    func adoptTail(_ batches: [Batch], isBehind: Bool) {
+        if isBehind { for batch in batches { imageParts.note(batch) } }
         unapplied.append(contentsOf: batches)
     }
 

@@ -452,7 +452,11 @@ final class PeerLink {
     func releaseSessions() { cutEnded() }
 
     /// The source and this node do not mean the same log: all files are compared.
-    func refuseResync(at seq: Seq) { connection?.send(.cutRefused(seq: seq)) }
+    func refuseResync(at seq: Seq) {
+        // The comparison that follows begins like any other.
+        stage = .awaitingCut
+        connection?.send(.cutRefused(seq: seq))
+    }
 
     private var durableWaiter: (seq: Seq, generation: UInt64, work: () -> Void)?
 

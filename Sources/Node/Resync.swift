@@ -42,6 +42,8 @@ import Tree
 // says that it is complete does the source hear of it, and only then may a decision name that node in sync.
 
 enum ResyncLimits {
+    /// Until what is owed is written again, after the disk refused it.
+    static let recordAgainMilliseconds = 1000
     /// Bytes of one hashed block.
     static let blockBytes = 16 << 10
     /// Bytes of one probe over data.

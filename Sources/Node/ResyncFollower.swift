@@ -55,6 +55,7 @@ final class ResyncFollower: ResyncSession {
             begin()
         case .ranges:
             phase = .catching
+            if plane.link.isIncomplete { plane.log.applier.goOnImaging() }
             catchUp()
         case .resumed: resume()
         }
@@ -119,8 +120,7 @@ final class ResyncFollower: ResyncSession {
     private func begin() {
         let log = plane.log
         // What is being applied belongs to the old history; nothing of it may come after the reset.
-        guard phase == .waiting, !plane.checkpointRunning, log.applier.backlog == 0,
-            plane.journal.batchesInFlight == 0
+        guard phase == .waiting, !plane.checkpointRunning, plane.journal.batchesInFlight == 0, log.settle()
         else { return }
         phase = .resetting
         do {

@@ -40,6 +40,8 @@ extension ResyncSource {
         self.base = base
         self.chain = chain
         plane.keeper.begin(number: number, start: base, way: way, common: common)
+        // Both layers together may have become more than can be remembered: then nothing could be walked.
+        guard plane.keeper.terms?.isOwedKnown == true else { return plane.link.announce() }
         unknown = owedUnknown
     }
 
@@ -51,11 +53,22 @@ extension ResyncSource {
             let checkpointChain = plane.journal.chain(at: plane.journal.checkpointSeq)
         else { return }
         isRecording = true
-        plane.keeper.persist(through: plane.journal.checkpointSeq, chain: checkpointChain) { [weak self] _ in
+        plane.keeper.persist(through: plane.journal.checkpointSeq, chain: checkpointChain) {
+            [weak self] isDurable in
             guard let self, !isCancelled, phase == .recording else { return }
+            guard isDurable else { return recordLater() }
             phase = .inviting
             progress.phase = "inviting"
             invite(.ranges, base: base, chain: chain, through: common)
+        }
+    }
+
+    /// What is owed could not be written. The other node hears of nothing before it is: this one could die, and find an
+    /// older record of the same number.
+    private func recordLater() {
+        _ = plane.reactor.after(milliseconds: ResyncLimits.recordAgainMilliseconds) { [weak self] in
+            self?.isRecording = false
+            self?.schedule()
         }
     }
 

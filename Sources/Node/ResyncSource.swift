@@ -121,7 +121,7 @@ final class ResyncSource: ResyncSession {
     }
 
     func invite() {
-        guard plane.inSyncNow.isOnly(plane.node), plane.log.hasRoomForImages else { return }
+        guard plane.isCertainlyAlone, plane.log.hasRoomForImages else { return }
         guard kind == .comparison else { return record() }
         phase = .inviting
         progress.phase = "inviting"
@@ -490,10 +490,7 @@ final class ResyncSource: ResyncSession {
 
     /// - Parameter attributes: as of the last record logged.
     func setSize(_ task: FileComparison, _ attributes: FileAttributes) {
-        guard attributes.size > 0 else {
-            task.stage = .attributes
-            return
-        }
+        // Of an empty file too: an old copy's bytes would come to light when it is extended before its attributes come.
         task.size = attributes.size
         // Records from here on bring what they change; those before are in the plain file before it is read.
         task.knownSince = append(

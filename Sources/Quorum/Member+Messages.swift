@@ -97,10 +97,13 @@ extension Member {
         case .leaseGranted(let number): lease.granted(by: voter, number: number)
         case .leaseRefused(let number, let reason, let accepted):
             lease.answered(by: voter, number: number)
-            // A voter that accepted the other node's later epoch did so after that node's own disk had: two of three. So
-            // this node is deposed for certain, also when it cannot hear the one that leads. Lost, late or doubled: what
-            // was chosen stays chosen, and the next lease request is answered the same.
-            if reason == .notPrimary, let known, accepted > known.epoch { depose(by: accepted, effects: &effects) }
+            // The witness accepted the other node's later epoch after that node's own disk had: two of three. So this node
+            // is deposed for certain, also when it cannot hear the one that leads. Lost, late or doubled: what was chosen
+            // stays chosen, and the next lease request is answered the same. The other node's own voter proves nothing:
+            // it accepts first, and alone that may never be chosen.
+            if reason == .notPrimary, voter == .witness, let known, accepted > known.epoch {
+                depose(by: accepted, effects: &effects)
+            }
             if reason == .tooLong, !saidGrantTooLong {
                 saidGrantTooLong = true
                 effects.append(

@@ -239,7 +239,7 @@ extension PlainTree {
                 deviceNumber(major: stat.special_major, minor: stat.special_minor) != attributes.rdev
             default: false
             }
-        if isWrong { return try replace(file, attributes, target, xattrs) }
+        if isWrong { return try replace(file, attributes, target, xattrs, links: Int(stat.links)) }
         let object = try object(file, writable: type == S_IFREG)
         defer { withExtendedLifetime(object) {} }
         if type == S_IFREG, stat.size != attributes.size {
@@ -248,17 +248,35 @@ extension PlainTree {
         try setAll(object.fd, type: type, attributes, xattrs)
     }
 
-    /// Puts a new object in place of one that cannot be changed, at every name the session knows.
+    /// Puts a new object in place of one that cannot be changed, at every name it has.
+    /// - Parameter links: how many names that is.
     private func replace(
-        _ file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute]
+        _ file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute], links: Int
     ) throws(TreeError) {
         try findReplaceable()
-        let places = state.withLock { $0.image?.replaceable[file] ?? [] }
         let stagingName = PlainTree.encodeTag(file)
         try build(file, attributes, target, xattrs)
-        for (parent, name) in places {
+        var done: [(parent: FileID, name: FileName)] = []
+        try replacePlaces(of: file, &done)
+        if done.count < links {
+            // A record has moved it since the image of its directory, or an earlier session placed it.
+            state.withLock { $0.image?.isResumed = true }
+            try findReplaceable()
+            try replacePlaces(of: file, &done)
+        }
+        try System.unlink(staging.rawValue, stagingName, isDirectory: false)
+    }
+
+    /// - Parameter done: names that lead to the new object.
+    private func replacePlaces(
+        of file: FileID, _ done: inout [(parent: FileID, name: FileName)]
+    ) throws(TreeError) {
+        let places = state.withLock { $0.image?.replaceable[file] ?? [] }
+        for (parent, name) in places where !done.contains(where: { $0.parent == parent && $0.name == name }) {
+            var isReplaced = false
             try withDirectory(parent) { (directory) throws(TreeError) in
                 guard try occupant(of: name, in: directory) == file else { return }
+                isReplaced = true
                 let before = FileStatus(try System.stat(directory), file: parent)
                 let fresh = Array("replacing-\(file)".utf8)
                 try removeFromStaging(fresh)
@@ -268,8 +286,8 @@ extension PlainTree {
                 try System.rename(staging.rawValue, fresh, to: directory, name)
                 try System.setTimes(directory, atime: nil, mtime: before.attributes.mtime)
             }
+            if isReplaced { done.append((parent, name)) }
         }
-        try System.unlink(staging.rawValue, stagingName, isDirectory: false)
     }
 
     /// Where links and devices stand is known from the images of their directories. Those came to an earlier process, if
