@@ -31,6 +31,13 @@ public struct LogState: Sendable, Hashable {
     public var committedSeq: Seq
     /// The first seq that can still be read from the journal; `lastSeq.next` when none can.
     public var oldestSeq: Seq
+    /// The last record of this node when it last began to serve, or was promoted to, without everything that was
+    /// acknowledged (a forced promotion, a lone restart); nil: never. The other node saves what it gives up, see
+    /// `DivergedTail`.
+    public var lossAt: Seq?
+    /// The same, of forced promotions alone: what the other node has above it may be in its files already, committed by
+    /// it alone, so that its log is not simply cut.
+    public var forcedAt: Seq?
     /// Epochs in the log, oldest first; those before the first one are older than the history kept.
     public var epochs: [EpochStart]
 
@@ -282,6 +289,10 @@ extension ByteWriter {
         put(state.committedSeq)
         put(state.oldestSeq)
         put(state.epochs)
+        for seq in [state.lossAt, state.forcedAt] {
+            put(seq != nil)
+            if let seq { put(seq) }
+        }
     }
     fileprivate mutating func put(_ probe: Probe) {
         put(probe.number)
@@ -329,6 +340,8 @@ extension ByteReader {
             isServing: isServing, isIncomplete: isIncomplete, decision: decision, ballot: ballot,
             lastSeq: try getSeq(), lastChain: try get(UInt64.self, "chain"), durableSeq: try getSeq(),
             committedSeq: try getSeq(), oldestSeq: try getSeq(), epochs: try getEpochs())
+        state.lossAt = try getBool() ? try getSeq() : nil
+        state.forcedAt = try getBool() ? try getSeq() : nil
         state.wantsAnswer = wantsAnswer
         state.resyncNumber = resyncNumber
         return state

@@ -190,6 +190,8 @@ public final class Journal {
     public var resyncNumber: UInt64 { wanted.resyncNumber }
     /// This copy cannot be continued by the resynchronisation that made it incomplete.
     public func forgetResync() { wanted.resyncNumber = 0 }
+    /// The last record that was ever on this disk, readable or not.
+    public var lastKnownSeq: Seq { max(lastSeq, damagedThrough ?? .zero, suspended.map(\.lastSeq).max() ?? .zero) }
     public var epochs: EpochHistory { wanted.epochs }
     public var lastEpoch: Epoch { index.last?.epoch ?? wanted.epochs.epoch(of: lastSeq) ?? .none }
     /// The first seq that can be read; `lastSeq.next` when none can.

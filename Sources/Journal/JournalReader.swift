@@ -23,6 +23,17 @@ public struct BatchLocation: Sendable, Hashable {
         position = layout.fileOffset(entry.address)
         length = Int(entry.length)
     }
+
+    /// Where a batch lies that was found by its header.
+    init(_ header: BatchHeader) {
+        firstSeq = header.firstSeq
+        lastSeq = header.lastSeq
+        epoch = header.epoch
+        chain = header.chain
+        previousChain = header.previousChain
+        position = Int(header.position)
+        length = header.diskLength
+    }
 }
 
 extension BatchLocation {

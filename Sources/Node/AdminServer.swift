@@ -11,6 +11,7 @@ public struct AdminRequest: Codable, Sendable {
         case status, start, stop, swap
         case verify, verifyStop, verifyReport
         case resyncFull, resyncRate
+        case promote, rejoin
     }
     public var command: Command
     /// Of `verify`.
@@ -19,6 +20,9 @@ public struct AdminRequest: Codable, Sendable {
     public var rate: UInt64?
     /// Of `verifyReport`: the first finding wanted.
     public var from: Int?
+    /// With `promote`: do it; without it only says what would be lost.
+    public var acceptLoss: Bool?
+    public var seedWitness: Bool?
     public init(_ command: Command) { self.command = command }
 }
 
@@ -27,6 +31,7 @@ public struct AdminReply: Codable, Sendable {
     /// nil, or why the request was refused.
     public var error: String?
     public var status: NodeStatus?
+    public var promotion: PromotionReport?
     /// Of `verifyReport`: some findings from the one asked for on; none when there are no more.
     public var findings: [VerifyFinding]?
     public init(error: String? = nil, status: NodeStatus? = nil, findings: [VerifyFinding]? = nil) {
@@ -115,6 +120,13 @@ final class AdminServer {
         case .status: break
         case .start: if let why = control.request(.requestStart) { return answer(client, AdminReply(error: why)) }
         case .stop: if let why = control.request(.requestStop) { return answer(client, AdminReply(error: why)) }
+        case .promote: return promote(request, client)
+        case .rejoin:
+            if control.heldBack.isEmpty {
+                return answer(client, AdminReply(error: "nothing holds this node back: there is nothing to discard"))
+            }
+            logger.critical("an administrator gives up what could not be saved: \(control.heldBack)")
+            control.discardUnsaved()
         case .swap: if let why = control.request(.requestSwap) { return answer(client, AdminReply(error: why)) }
         }
         answerStatus(client)
@@ -148,6 +160,23 @@ final class AdminServer {
             }
             guard reply.error == nil, reply.findings == nil else { return server.answer(client, reply) }
             server.answerStatus(client)
+        }
+    }
+
+    private func promote(_ request: AdminRequest, _ client: Int32) {
+        let server = Unchecked(self)
+        process.gatherPromotion { facts in
+            let server = server.value
+            let control = server.process.controlPlane
+            let seeds = request.seedWitness == true
+            var reply = AdminReply()
+            var report = server.process.promotionReport(facts, seedWitness: seeds)
+            if request.acceptLoss == true, report.refusal == nil {
+                server.logger.critical("forced promotion ordered: \(report.lost.joined(separator: " "))")
+                report.refusal = control.request(.requestPromotion(seedWitness: seeds))
+            }
+            reply.promotion = report
+            server.answer(client, reply)
         }
     }
 

@@ -45,6 +45,10 @@ final class ControlPlane {
 
     private(set) var role: RoleState?
     private(set) var promotion = PromotionState.none
+    /// Why this node is not brought back; empty when nothing holds it.
+    private(set) var heldBack = ""
+    /// When the other node last said anything, boot clock; nil: not since this process started.
+    private(set) var peerHeardAt: UInt64?
     private(set) var witness = WitnessState.unknown
     private(set) var leaseUntil: UInt64 = 0
     private(set) var openEpoch: Epoch?
@@ -92,7 +96,11 @@ final class ControlPlane {
         return timing
     }
 
+    /// When this process began to take part, boot clock.
+    private(set) var startedAt: UInt64 = 0
+
     func start(_ start: MemberStart) {
+        startedAt = reactor.now
         feed(.start(start))
         _ = reactor.repeating(milliseconds: ControlPlane.tickMilliseconds) { [unowned self] in feed(.tick) }
     }
@@ -137,6 +145,10 @@ final class ControlPlane {
             let decision = state.accepted
             order { $0.setDecision(decision, ballot: parts) }
         }
+        if before?.forcedEpoch != state.forcedEpoch || before == nil {
+            let forced = state.forcedEpoch
+            order { $0.setForced(forced) }
+        }
         if before == nil { onSeeded?(state) }
     }
 
@@ -152,7 +164,13 @@ final class ControlPlane {
         feed(.connection(voter, up: false))
     }
 
-    func received(_ message: QuorumMessage, from voter: Voter) { feed(.message(from: voter, message)) }
+    func received(_ message: QuorumMessage, from voter: Voter) {
+        if voter == Voter(node.peer) { peerHeardAt = reactor.now }
+        feed(.message(from: voter, message))
+    }
+
+    /// `lockstep rejoin --discard`.
+    func discardUnsaved() { order { $0.discardUnsaved() } }
 
     func reported(_ report: DataReport) {
         switch report {
@@ -161,6 +179,7 @@ final class ControlPlane {
         case .closed: feed(.closed)
         case .broken(let text):
             problem = text
+        case .heldBack(let text): heldBack = text ?? ""
         }
     }
 
@@ -173,7 +192,7 @@ final class ControlPlane {
             connections[voter]?.send(
                 message, epoch: member.state?.accepted.epoch ?? .none, mirror: member.state?.mirror ?? .none)
         case .setPolicy(let policy, let token): order { $0.setPolicy(policy, token: token) }
-        case .prepareToServe(let decision, _): order { $0.prepareToServe(decision) }
+        case .prepareToServe(let decision, let inheritance): order { $0.prepareToServe(decision, inheritance) }
         case .serve(let decision, let inheritance):
             noteTakeover(decision)
             order { $0.serve(decision, inheritance) }

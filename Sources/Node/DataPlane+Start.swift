@@ -79,9 +79,10 @@ extension DataPlane {
         if incomplete, journal.resyncNumber != 0 { applier.goOnImaging() }
         // A copy that is behind takes everything leniently as it is.
         if !incomplete, let last = opened.tail.last { applier.aheadThrough = last.lastSeq }
+        let rescue = Rescue(state: configuration.state, reactor: reactor, workers: workers, logger: logger)
         let link = PeerLink(
-            node: node, log: log, reader: try JournalReader(path: path), workers: workers, isIncomplete: incomplete,
-            logger: logger)
+            node: node, log: log, reader: try JournalReader(path: path), workers: workers, rescue: rescue,
+            isIncomplete: incomplete, logger: logger)
         let plane = DataPlane(
             node: node, configuration: configuration, reactor: reactor, journal: journal, tree: tree, log: log,
             link: link,

@@ -19,6 +19,8 @@ enum DataReport: Sendable {
     case closed(Quorum.CloseReason)
     /// This node cannot go on with what its disk holds; the text says what to do.
     case broken(String)
+    /// This node is not brought back, because what it would lose cannot be saved; nil: it is, or need not be.
+    case heldBack(String?)
 }
 
 /// The data side of one mirror on one node: log, peer link, plain files and the directory the application sees, put
@@ -34,6 +36,8 @@ enum DataReport: Sendable {
 final class DataPlane {
     enum Phase: Sendable {
         case idle
+        /// Waits for the journal to say what may be missing.
+        case stating(Decision)
         /// Waits for the own disk to hold everything inherited.
         case inheriting(Decision)
         /// The epoch-start record is logged; the directory opens when it has been applied.
@@ -129,6 +133,7 @@ final class DataPlane {
             stopAdmitting()
             report(.member(.peerSilent(failed ? .failed : .linkLost)))
         }
+        link.rescue.onHeldBack = { [unowned self] text in report(.heldBack(text)) }
         link.onBack = { [unowned self] in report(.member(.peerBack)) }
         link.onRefused = { [unowned self] reason in logger.error("\(PeerLink.explain(reason))") }
         link.debtTerms = { [unowned self] in keeper.terms }
@@ -174,20 +179,49 @@ final class DataPlane {
     }
 
     /// Recorded as primary, not open yet: from now on nobody is followed, and the other node has to cut to this log.
-    func prepareToServe(_ decision: Decision) { link.lead(in: decision.epoch) }
+    func prepareToServe(_ decision: Decision, _ inheritance: Inheritance) {
+        // Told with the log, before the other node cuts anything.
+        link.isLosing = inheritance != .complete
+        link.lead(in: decision.epoch)
+    }
 
     func serve(_ decision: Decision, _ inheritance: Inheritance) {
-        if inheritance == .unsyncedMayBeMissing {
+        link.isLosing = inheritance != .complete
+        // A crash before the statement is on the disk: the next start of serving makes it.
+        guard let statement = statement(for: inheritance, decision) else { return inherit(decision) }
+        phase = .stating(decision)
+        journal.add(statement) { [self] in
+            guard case .stating(let decision) = phase else { return }
+            inherit(decision)
+        }
+    }
+
+    /// What must be said for good before this node serves; nil when nothing is missing, or it has been said.
+    private func statement(for inheritance: Inheritance, _ decision: Decision) -> PermanentStatement? {
+        switch inheritance {
+        case .complete: return nil
+        case .unsyncedMayBeMissing:
             logger.critical(
                 """
                 this node restarted, waited for the other one in vain and now serves alone: writes that were \
                 acknowledged and never fsynced may be missing; everything fsynced is here
                 """)
-            journal.add(
-                PermanentStatement(
-                    kind: .loneRestart, epoch: decision.epoch, seq: journal.lastSeq, time: log.wallClock())
-            ) {}
+            return PermanentStatement(
+                kind: .loneRestart, epoch: decision.epoch, seq: journal.lastSeq, time: log.wallClock())
+        case .byForce(let since):
+            logger.critical(
+                """
+                this node serves because an administrator promoted it by force in epoch \(since): what the other node \
+                acknowledged and this one does not hold is not part of the mirror any more
+                """)
+            let said = journal.superblock.statements.contains { $0.kind == .forcedPromotion && $0.epoch == since }
+            if said { return nil }
+            return PermanentStatement(
+                kind: .forcedPromotion, epoch: since, seq: journal.lastSeq, time: log.wallClock())
         }
+    }
+
+    private func inherit(_ decision: Decision) {
         guard !link.isIncomplete else {
             report(.broken("this node's copy is not complete: it must be brought up to date by the other one first"))
             return report(.member(.ownDiskFailed))
@@ -206,6 +240,7 @@ final class DataPlane {
 
     func epochChanged(_ decision: Decision) {
         switch phase {
+        case .stating: phase = .stating(decision)
         case .inheriting: phase = .inheriting(decision)
         case .opening(_, let seq):
             log.changeEpoch(to: decision.epoch, inSync: decision.inSync)
@@ -225,6 +260,7 @@ final class DataPlane {
 
     func inSyncChanged(_ decision: Decision) {
         switch phase {
+        case .stating: phase = .stating(decision)
         case .inheriting: phase = .inheriting(decision)
         case .opening(_, let seq): phase = .opening(decision, epochStart: seq)
         case .open: phase = .open(decision)
@@ -255,6 +291,11 @@ final class DataPlane {
     }
 
     func setDecision(_ decision: Decision?, ballot: [UInt64]) { link.decision = (decision, ballot) }
+
+    func setForced(_ epoch: Epoch?) { link.forcedEpoch = epoch }
+
+    /// `lockstep rejoin --discard`.
+    func discardUnsaved() { link.discardUnsaved() }
 
     func follow() {
         link.stopLeading()
@@ -364,13 +405,15 @@ final class DataPlane {
 
     private func advance() {
         switch phase {
-        case .idle, .closing: return
+        case .idle, .stating, .closing: return
         case .inheriting(let decision):
             guard log.core.ownDiskIsComplete, !isBroken else { return }
             log.becomePrimary(
                 epoch: decision.epoch, inSync: decision.inSync, rules: rulesInForce, strictlyAfter: log.wallClock())
             let start = log.lastSeq
             phase = .opening(decision, epochStart: start)
+            // Said in the journal by now, or of no life that counts.
+            link.isLosing = false
             link.announce()
         case .opening(let decision, let epochStart):
             if draining { return finishDrain(decision) }
@@ -420,7 +463,8 @@ final class DataPlane {
 
     var inSyncNow: NodeSet {
         switch phase {
-        case .inheriting(let decision), .opening(let decision, _), .open(let decision): decision.inSync
+        case .stating(let decision), .inheriting(let decision), .opening(let decision, _), .open(let decision):
+            decision.inSync
         case .idle, .closing: []
         }
     }

@@ -58,6 +58,8 @@ final class MirrorLog {
     private var followerRole: ApplyRole { isBehind ? .behind : .secondary }
     /// Images of directories in several records, which a checkpoint must not part.
     var imageParts = ImageParts()
+    /// The highest record that this process has answered for, as primary.
+    private(set) var acknowledged = Seq.zero
     private var open = OpenBatch()
     /// Accepted, with seqs, and waiting for room in the journal.
     private var journalQueue: [Batch] = []
@@ -447,6 +449,7 @@ final class MirrorLog {
 
     private func answer() {
         guard mayAnswer else { return }
+        acknowledged = max(acknowledged, paced(strict ? core.levels.disk : core.levels.memory))
         while let handler = diskWaiters.next(through: paced(core.levels.disk)) { handler(.done) }
         while let handler = memoryWaiters.next(through: paced(core.levels.memory)) { handler(.done) }
         while let handler = applyWaiters.next(through: applied) { handler(.done) }

@@ -13,6 +13,7 @@ struct DataFacts: Sendable {
     var resync: NodeStatus.Resync?
     var verify: NodeStatus.Verify?
     var statements: [String]
+    var rescues: [String]
     var isComplete: Bool
 }
 
@@ -37,6 +38,7 @@ extension DataPlane {
                 usable: !link.isIncomplete, record: log.applied.rawValue, time: log.appliedTime.map(date)),
             resync: back, verify: verification.facts,
             statements: journal.superblock.statements.map { words($0) },
+            rescues: link.rescue.files.map { link.rescue.directory + "/" + $0 },
             isComplete: !link.isIncomplete)
     }
 
@@ -87,8 +89,10 @@ extension NodeProcess {
             },
             application: control.application.state.rawValue, applicationMessage: control.application.message,
             log: facts?.log, copy: facts?.copy, resync: facts?.resync, verify: facts?.verify,
-            lastTakeover: control.lastTakeover,
-            statements: facts?.statements ?? [], problem: control.problem, residentBytes: NodeProcess.residentBytes,
+            lastTakeover: control.lastTakeover, statements: facts?.statements ?? [], promotion: promotionWords.code,
+            promotionMessage: promotionWords.message, rescues: facts?.rescues ?? [],
+            problem: control.problem.isEmpty ? control.heldBack : control.problem,
+            residentBytes: NodeProcess.residentBytes,
             processID: getpid())
     }
 
@@ -99,7 +103,7 @@ extension NodeProcess {
     }
 
     private func color(_ role: RoleState?, _ facts: DataFacts?) -> String {
-        guard let role, controlPlane.problem.isEmpty else { return "red" }
+        guard let role, controlPlane.problem.isEmpty, controlPlane.heldBack.isEmpty else { return "red" }
         switch (role.role, role.reason) {
         case (.primary, .none), (.secondary, .none), (.alone, .none): return "green"
         case (.primary, _), (.secondary, _), (.alone, _): return "orange"

@@ -415,6 +415,8 @@ public final class NodeProcess: @unchecked Sendable {
     // MARK: - For the admin server
 
     var controlPlane: ControlPlane { control }
+    /// Data thread.
+    var dataPlane: DataPlane? { plane }
 
     /// Collects the data side's part of the status on its thread, then `answer` on the control thread.
     func gatherData(_ answer: @escaping @Sendable (DataFacts?) -> Void) {

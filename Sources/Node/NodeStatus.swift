@@ -150,6 +150,12 @@ public struct NodeStatus: Codable, Sendable {
     public var lastTakeover: Takeover?
     /// Statements that stay for good: what may be missing, and since when.
     public var statements: [String]
+    /// The last order to promote this node by force, since the daemon started: `none`, `ordered`, `refused`, `inDoubt`,
+    /// `recorded`, `overtaken`.
+    public var promotion: String
+    public var promotionMessage: String
+    /// Rescue journals: records that this node gave up, saved before they were cut. Paths.
+    public var rescues: [String]
     /// What is broken on this node, and what to do; empty when nothing is.
     public var problem: String
     public var residentBytes: UInt64

@@ -55,6 +55,7 @@ final class PeerLink {
     let log: MirrorLog
     let reader: JournalReader
     let workers: WorkerPool
+    let rescue: Rescue
     let logger: Logger
 
     private(set) var stage = Stage.disconnected {
@@ -86,6 +87,13 @@ final class PeerLink {
 
     /// What the control side knows of decisions, for the log state.
     var decision: (decision: Decision?, ballot: [UInt64]) = (nil, [])
+    /// This node is promoted, or about to serve, without everything that was acknowledged, and its journal does not say
+    /// so yet.
+    var isLosing = false
+    /// The epoch of a forced promotion that this node's voter has recorded.
+    var forcedEpoch: Epoch?
+    /// The chain here differs at a record at which the epochs agree: nothing is known to be common.
+    private var hasOtherChain = false
     var freeSpaceBytes: UInt64 = .max
 
     // Set by the data plane.
@@ -114,12 +122,14 @@ final class PeerLink {
     private(set) var isSilent = true
 
     init(
-        node: NodeID, log: MirrorLog, reader: JournalReader, workers: WorkerPool, isIncomplete: Bool, logger: Logger
+        node: NodeID, log: MirrorLog, reader: JournalReader, workers: WorkerPool, rescue: Rescue, isIncomplete: Bool,
+        logger: Logger
     ) {
         self.node = node
         self.log = log
         self.reader = reader
         self.workers = workers
+        self.rescue = rescue
         self.isIncomplete = isIncomplete
         log.isBehind = isIncomplete
         self.logger = logger
@@ -188,17 +198,19 @@ final class PeerLink {
     }
 
     var state: LogState {
-        var state = logState
-        state.resyncNumber = isIncomplete ? log.journal.resyncNumber : 0
-        return state
-    }
-
-    private var logState: LogState {
-        LogState(
+        var state = LogState(
             isServing: log.role == .primary || leadingEpoch != nil, isIncomplete: isIncomplete,
             decision: decision.decision, ballot: decision.ballot, lastSeq: log.core.last, lastChain: log.lastChain,
             durableSeq: log.core.ownDurable, committedSeq: log.committed, oldestSeq: log.journal.oldestSeq,
             epochs: log.journal.epochs.starts)
+        let statements = log.journal.superblock.statements
+        let isSaid = statements.contains { $0.kind == .forcedPromotion && $0.epoch == forcedEpoch }
+        state.resyncNumber = isIncomplete ? log.journal.resyncNumber : 0
+        let isForcedUnsaid = forcedEpoch != nil && !isSaid
+        let forced = statements.filter { $0.kind == .forcedPromotion }
+        state.lossAt = isLosing || isForcedUnsaid ? log.core.last : statements.map(\.seq).max()
+        state.forcedAt = isForcedUnsaid ? log.core.last : forced.map(\.seq).max()
+        return state
     }
 
     /// From now on this node sends: the other one has to cut to this log, which is then reported for `epoch`.
@@ -208,7 +220,10 @@ final class PeerLink {
         announce()
     }
 
-    func stopLeading() { leadingEpoch = nil }
+    func stopLeading() {
+        leadingEpoch = nil
+        isLosing = false
+    }
 
     /// This node's log has changed meaning (it serves now, or no longer): both sides tell what they hold now, and plan
     /// anew. What the other one said before is worth nothing: its log has gone on since.
@@ -278,6 +293,7 @@ final class PeerLink {
     func setIncomplete(_ value: Bool) {
         isIncomplete = value
         log.isBehind = value
+        if !value { rescue.isOver() }
         checkMerged()
     }
 
@@ -377,8 +393,11 @@ final class PeerLink {
             log.noteCommitted(seq)
         case .resyncStart(let start):
             guard stage == .awaitingCut || stage == .following else { return refuse() }
-            stage = .comparing
-            onResyncStart?(start)
+            saving(above: commonWithSource) { [self] in
+                stage = .comparing
+                hasOtherChain = false
+                onResyncStart?(start)
+            }
         case .resyncReady, .probe, .probeAnswer, .resyncEnd, .resyncDone: onResyncMessage?(message)
         case .verifyAnswer(let answer): onVerifyAnswer?(answer)
         }
@@ -412,6 +431,7 @@ final class PeerLink {
             return fail("told to cut to record \(seq), but \(log.committed) to \(log.core.last) is what may be cut")
         }
         guard self.chain(at: seq) == chain else {
+            hasOtherChain = true
             connection.send(.cutRefused(seq: seq))
             return
         }
@@ -424,6 +444,10 @@ final class PeerLink {
             checkMerged()
         }
         guard seq < log.core.last else { return whenDurable(seq, expected, done) }
+        saving(above: seq) { [self] in cutNow(to: seq, chain: chain, expected, done) }
+    }
+
+    private func cutNow(to seq: Seq, chain: UInt64, _ expected: UInt64, _ done: @escaping () -> Void) {
         logger.notice("cutting unconfirmed records \(seq.next) to \(log.core.last)")
         log.dropQueued(above: seq)
         whenDurable(seq, expected) { [self] in
@@ -431,6 +455,7 @@ final class PeerLink {
             do {
                 try log.journal.cut(to: seq) { [self] in
                     log.wasCut(to: seq, chain: chain)
+                    rescue.isOver()
                     done()
                     cutEnded()
                 }
@@ -439,6 +464,37 @@ final class PeerLink {
                 fail("cannot cut the journal to record \(seq): \(error)")
             }
         }
+    }
+
+    /// Runs `work` when nothing above `common` is lost by it that may have been acknowledged. Batches are not taken
+    /// meanwhile (`stage`), so the log stays as it is.
+    private func saving(above common: Seq, then work: @escaping () -> Void) {
+        let last = max(log.core.last, log.journal.lastKnownSeq)
+        guard
+            DivergedTail.mustBeSaved(
+                common: common, last: last, committed: log.committed, acknowledged: log.acknowledged,
+                lossAt: theirs?.lossAt)
+        else { return work() }
+        let expected = generation
+        stage = .awaitingCut
+        // A damaged log has no more on its disk than this.
+        whenDurable(log.core.last, expected) { [self] in
+            rescue.save(
+                above: common, through: last, now: log.wallClock(), isWanted: { [self] in expected == generation },
+                then: work)
+        }
+    }
+
+    /// Where this log and that of the node which sends part.
+    private var commonWithSource: Seq {
+        guard let theirs, !hasOtherChain else { return .zero }
+        return SyncPlan.commonSeq(state, theirs)
+    }
+
+    /// An administrator gives up what cannot be saved: planned anew.
+    func discardUnsaved() {
+        rescue.allowDiscarding()
+        announce()
     }
 
     /// The follower's log begins at `seq`; used by a resynchronisation.

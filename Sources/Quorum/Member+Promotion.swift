@@ -58,6 +58,14 @@ struct PromotionOrder: Sendable {
 }
 
 extension Member {
+    /// The newest decision that this node has heard of, chosen or its own.
+    public var newestDecision: Decision? {
+        [known, peerChosen, state?.accepted].compactMap { $0 }.max { $0.sequence < $1.sequence }
+    }
+
+    /// Why this node is not to be promoted by force now, for an administrator; nil: it may be tried.
+    public func whyNotPromote(seedWitness: Bool) -> String? { objectionToPromotion(seedWitness: seedWitness) }
+
     /// A forced decision's number is so far above what is known here: the other node may have stored some alone.
     static let forcedSequenceStep: UInt64 = 1 << 10
     /// A forced seed knows less: epochs, and generations of the witness, that only the other node and a witness that is

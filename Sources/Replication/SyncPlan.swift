@@ -53,12 +53,17 @@ extension SyncPlan {
         let way = debt?.way(
             isIncomplete: theirs.isIncomplete, number: theirs.resyncNumber, common: common, oldest: mine.oldestSeq)
         // Committed records are part of every history that follows; a node that applied others has left this one.
-        let hasOtherRecords = theirs.committedSeq > common
+        // After a forced promotion what it knows to be committed does not say it all: alone, it applied records before any
+        // disk said that they were committed.
+        let wasOverruled = theirs.lastSeq > common && mine.forcedAt.map { $0 >= common } ?? false
+        let hasOtherRecords = theirs.committedSeq > common || wasOverruled
         if theirs.isIncomplete {
             guard let way, !hasOtherRecords else { return .compare(.incomplete) }
             return .ranges(common: common, way)
         }
-        if hasOtherRecords { return .compare(.otherHistory(common: common, applied: theirs.committedSeq)) }
+        if hasOtherRecords {
+            return .compare(.otherHistory(common: common, applied: wasOverruled ? theirs.lastSeq : theirs.committedSeq))
+        }
         if common.next >= mine.oldestSeq { return .source(common: common) }
         guard let way else { return .compare(.journalTooShort(common: common, oldest: mine.oldestSeq)) }
         return .ranges(common: common, way)

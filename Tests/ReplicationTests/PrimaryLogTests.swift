@@ -141,6 +141,21 @@ private let alone = AckRule(inSync: .a, needsOwnDisk: true)
                 == .compare(.otherHistory(common: seq(7), applied: seq(14))))
     }
 
+    /// Alone it applied record 12 before any disk said that it was committed: its files have left the mirror, and cutting
+    /// its log would not bring them back.
+    @Test func failure34ANodeOverruledByForceIsComparedHoweverLittleItKnowsToBeCommitted() {
+        var mine = state([(1, 1), (3, 12)], last: 20, serving: true, decision: both)
+        let theirs = state([(1, 1), (2, 12)], last: 12, committed: 11, decision: onlyA)
+        #expect(SyncPlan.make(me: .b, mine: mine, theirs: theirs) == .source(common: seq(11)))
+        mine.forcedAt = seq(11)
+        #expect(
+            SyncPlan.make(me: .b, mine: mine, theirs: theirs)
+                == .compare(.otherHistory(common: seq(11), applied: seq(12))))
+        // A promotion before the last common record: both were in sync since, and the tail is an ordinary one.
+        mine.forcedAt = seq(10)
+        #expect(SyncPlan.make(me: .b, mine: mine, theirs: theirs) == .source(common: seq(11)))
+    }
+
     @Test func aJournalThatNoLongerReachesBackLeadsToAComparison() {
         let mine = state([(1, 1)], last: 50, oldest: 30, serving: true, decision: both)
         let theirs = state([(1, 1)], last: 12, committed: 12, decision: both)

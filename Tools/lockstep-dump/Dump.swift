@@ -6,13 +6,17 @@ import Journal
 struct Dump: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "lockstep-dump",
-        abstract: "Show what is in a journal. Never writes; works on a live journal, a copy, and a damaged one.",
+        abstract:
+            "Show what is in a journal or a rescue journal. Never writes to it; works on a live journal, a copy, and a "
+            + "damaged one.",
         discussion: """
             Without --verify it lists the superblock, the batches and their records. Everything that can be read is \
             shown, and what cannot is named.
 
-            Exit status: 0 all is well; 1 the journal is damaged or would be refused; 2 it cannot be read at all, or \
-            wrong usage.
+            A rescue journal (`state`/rescue) holds records that a node gave up after the other one was promoted by force.
+
+            Exit status: 0 all is well; 1 the journal is damaged or would be refused, or a rescue journal does not hold \
+            everything that was given up; 2 it cannot be read at all, or wrong usage.
             """)
 
     @Argument(help: "The journal file or device, or a copy of one.")
@@ -34,6 +38,12 @@ struct Dump: ParsableCommand {
     @Option(help: ArgumentHelp("Take file names from the plain files here (their xattrs).", valueName: "DIR"))
     var backing: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "Also write what the listed records wrote into this new directory: for each file its written ranges, and "
+                + "index.tsv with all records.", valueName: "DIR"))
+    var extract: String?
+
     @Flag(help: "Say what recovery would decide, and why. Does not list records.")
     var verify = false
 
@@ -45,6 +55,7 @@ struct Dump: ParsableCommand {
 
     func run() throws {
         let reader = try open()
+        if try showRescue(reader) { return }
         let output: any Output = json ? JSONOutput(payload: payload) : TextOutput(payload: payload)
         let map: JournalMap
         do {
@@ -56,8 +67,11 @@ struct Dump: ParsableCommand {
         output.begin(journal: journal, superblocks: SuperblockSet(image: reader), report: map.report)
         var complete = true
         if !verify {
-            var listing = Listing(reader: reader, filter: try filter(), names: try names(), output: output)
+            var listing = Listing(
+                reader: reader, filter: try filter(), names: try names(), output: output,
+                extractor: try extract.map { try Extractor(directory: $0) })
             complete = listing.list(map.segments)
+            try listing.extractor?.finish()
         }
         output.end(report: map.report, verify: verify)
         let isGood =
@@ -96,18 +110,19 @@ struct Dump: ParsableCommand {
     private func showRefused(_ reader: JournalReader, _ error: JournalError, _ output: any Output) throws {
         output.refused(journal: journal, superblocks: SuperblockSet(image: reader), error: error)
         if !verify {
-            var listing = Listing(reader: reader, filter: try filter(), names: try names(), output: output)
-            listing.list(JournalMap.everyHeader(in: reader))
+            var listing = Listing(
+                reader: reader, filter: try filter(), names: try names(), output: output, extractor: nil)
+            _ = listing.list(JournalMap.everyHeader(in: reader))
         }
         output.end(report: nil, verify: verify)
     }
 
-    private func filter() throws -> Filter {
+    func filter() throws -> Filter {
         Filter(
             seqs: seq?.range, file: file, since: since?.nanoseconds, until: until?.nanoseconds)
     }
 
-    private func names() throws -> Names {
+    func names() throws -> Names {
         var names = Names()
         if let backing { try names.scan(backing) }
         return names

@@ -65,6 +65,18 @@ final class JSONOutput: Output {
         open(value)
     }
 
+    func rescue(journal: String, _ header: RescueHeader) {
+        open([
+            "journal": journal,
+            "rescue": [
+                "mirror": "\(header.mirror)", "node": "\(header.node)", "nodeInstance": "\(header.nodeInstance)",
+                "commonSeq": header.common.rawValue, "lastSeq": header.last.rawValue,
+                "firstSaved": header.firstSaved.rawValue, "lastSaved": header.lastSaved.rawValue,
+                "batchCount": header.batches, "missing": header.missing, "savedAt": timeText(header.savedAt),
+            ] as [String: Any],
+        ])
+    }
+
     private func item(_ value: [String: Any?]) {
         print((isFirst ? "\n" : ",\n") + encoded(value), terminator: "")
         isFirst = false

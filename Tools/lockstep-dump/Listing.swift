@@ -46,6 +46,7 @@ struct Listing {
     let filter: Filter
     var names: Names
     let output: any Output
+    let extractor: Extractor?
 
     /// - Returns: false when something could not be read.
     mutating func list(_ segments: [JournalMap.Segment]) -> Bool {
@@ -75,8 +76,10 @@ struct Listing {
         return complete
     }
 
-    mutating func list(_ headers: [BatchHeader]) {
-        for header in headers { _ = show(header.inspect(in: reader), Int(header.position)) }
+    mutating func list(_ headers: [BatchHeader]) -> Bool {
+        var complete = true
+        for header in headers { complete = show(header.inspect(in: reader), Int(header.position)) && complete }
+        return complete
     }
 
     private mutating func show(_ found: FoundBatch, _ position: Int) -> Bool {
@@ -111,5 +114,11 @@ struct Listing {
                     bytes: record.payload == .none || damaged.contains(index) ? nil : payload(index)))
         }
         if !shown.isEmpty { output.batch(header, position: position, shown) }
+        guard let extractor else { return }
+        do {
+            for record in shown { try extractor.take(record) }
+        } catch {
+            extractor.failure = extractor.failure ?? error
+        }
     }
 }

@@ -6,6 +6,7 @@ import Journal
 protocol Output: AnyObject {
     func begin(journal: String, superblocks: SuperblockSet, report: RecoveryReport)
     func refused(journal: String, superblocks: SuperblockSet, error: JournalError)
+    func rescue(journal: String, _ header: RescueHeader)
     func batch(_ header: BatchHeader, position: Int, _ records: [ShownRecord])
     func missing(_ first: Seq, _ last: Seq, _ position: Int?, _ reason: String)
     func end(report: RecoveryReport?, verify: Bool)
@@ -123,6 +124,15 @@ final class TextOutput: Output {
         show(superblocks)
         print("REFUSED    \(error)")
         print("What follows are all batches that can be found by themselves, whatever they belong to.")
+    }
+
+    func rescue(journal: String, _ header: RescueHeader) {
+        print("rescue     \(journal), \(header.byteLength) bytes, saved \(timeText(header.savedAt))")
+        print("mirror     \(header.mirror), node \(header.node), instance \(header.nodeInstance)")
+        print(
+            "given up   records \(header.common.next) to \(header.last): they are part of no history of the mirror; "
+                + "\(header.batches) batches, records \(header.firstSaved) to \(header.lastSaved), are saved here")
+        if header.missing > 0 { print("MISSING    \(header.missing) stretches of records could not be saved whole") }
     }
 
     private func show(_ superblocks: SuperblockSet) {

@@ -16,7 +16,9 @@ struct Lockstep: ParsableCommand {
             the nodes differ.
             """,
         subcommands: [
-            Status.self, Start.self, Stop.self, Swap.self, Verify.self, Resync.self, Check.self, Init.self, Adopt.self,
+            Status.self, Start.self, Stop.self, Swap.self, Promote.self, Rejoin.self, Verify.self, Resync.self,
+            Check.self,
+            Init.self, Adopt.self,
         ])
 }
 
@@ -56,12 +58,19 @@ enum Failure {
 
 /// Sends a request to the daemon; ends with status 1 and the reason when it cannot.
 func call(_ command: AdminRequest.Command, _ options: MirrorOptions) throws -> NodeStatus {
+    guard let status = try reply(to: AdminRequest(command), options).status else {
+        throw Failure.failed("lockstepd sent an empty answer")
+    }
+    return status
+}
+
+/// The same, with the whole answer.
+func reply(to request: AdminRequest, _ options: MirrorOptions) throws -> AdminReply {
     let (configuration, node) = try options.load()
     do {
-        let reply = try AdminClient.call(AdminRequest(command), configuration: configuration, node: node.id)
+        let reply = try AdminClient.call(request, configuration: configuration, node: node.id)
         if let error = reply.error { throw Failure.failed(error) }
-        guard let status = reply.status else { throw Failure.failed("lockstepd sent an empty answer") }
-        return status
+        return reply
     } catch let code as ExitCode {
         throw code
     } catch {

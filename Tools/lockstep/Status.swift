@@ -71,6 +71,12 @@ struct StatusText {
             lines.append("  last start  \(takeover.time), epoch \(takeover.epoch): \(takeover.reason)")
         }
         if let log = status.log { lines.append("  journal     \(journal(log))") }
+        if status.promotion != "none" {
+            lines.append("  promotion   \(status.promotion)\(suffix(status.promotionMessage))")
+        }
+        for rescue in status.rescues {
+            lines.append("  rescued     \(rescue): given up by this node; lockstep-dump lists it, then move it away")
+        }
         for statement in status.statements { lines.append("  remember    \(statement)") }
         return lines.joined(separator: "\n")
     }
