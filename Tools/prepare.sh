@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it: finds the Swift toolchain, installs Debian packages that are missing.
+# Sourced by the scripts beside it: finds the Swift toolchain, installs Debian packages that are missing, builds.
 
 die() {
     echo "$(basename "$0"): $*" >&2
@@ -26,4 +26,21 @@ install_missing() {
     echo "Installing: ${missing[*]}"
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# build_release ROOT PRODUCT...: builds them quietly; says in `binaries` where they are.
+build_release() {
+    local root=$1 product log
+    shift
+    echo "Building in release mode (the first time takes some minutes)."
+    for product in "$@"; do
+        log=$(mktemp)
+        if ! swift build --package-path "$root" -c release --product "$product" >"$log" 2>&1; then
+            cat "$log" >&2
+            rm -f "$log"
+            die "the build of $product failed."
+        fi
+        rm -f "$log"
+    done
+    binaries=$(swift build --package-path "$root" -c release --show-bin-path)
 }

@@ -36,11 +36,11 @@ struct Resync: ParsableCommand {
         if let rate {
             var request = AdminRequest(.resyncRate)
             request.rate = Resync.bytes(rate)
-            _ = try ask(request, options)
+            _ = try reply(to: request, options)
             print(request.rate == 0 ? "no limit" : "at most \(Units.bytes(request.rate ?? 0)) a second")
         }
         guard full else { return }
-        _ = try ask(AdminRequest(.resyncFull), options)
+        _ = try reply(to: AdminRequest(.resyncFull), options)
         if background { return print("the comparison begins; `lockstep status` shows how far it is") }
         let progress = ProgressLine()
         var wasAlone = false

@@ -38,7 +38,7 @@ struct Verify: ParsableCommand {
 
     func run() throws {
         if stop {
-            _ = try ask(AdminRequest(.verifyStop), options)
+            _ = try reply(to: AdminRequest(.verifyStop), options)
             return print("the verification has been ended")
         }
         let wanted = VerifyOptions(path: try relative(), repair: repair, prefer: prefer)
@@ -78,7 +78,7 @@ struct Verify: ParsableCommand {
         } else {
             var request = AdminRequest(.verify)
             request.verify = wanted
-            _ = try ask(request, options)
+            _ = try reply(to: request, options)
         }
         return before.verify?.last?.finished
     }
@@ -114,7 +114,7 @@ struct Verify: ParsableCommand {
         while true {
             var request = AdminRequest(.verifyReport)
             request.from = findings.count
-            let more = try ask(request, options).findings ?? []
+            let more = try reply(to: request, options).findings ?? []
             if more.isEmpty { return findings }
             findings += more
         }
@@ -172,17 +172,3 @@ final class ProgressLine {
 }
 
 func tell(_ text: String) { FileHandle.standardError.write(Data("\(text)\n".utf8)) }
-
-/// As `call`, for requests that carry more than a word.
-func ask(_ request: AdminRequest, _ options: MirrorOptions) throws -> AdminReply {
-    let (configuration, node) = try options.load()
-    do {
-        let reply = try AdminClient.call(request, configuration: configuration, node: node.id)
-        if let error = reply.error { throw Failure.failed(error) }
-        return reply
-    } catch let code as ExitCode {
-        throw code
-    } catch {
-        throw Failure.failed("\(error)")
-    }
-}
