@@ -104,11 +104,23 @@ import Testing
         #expect(try other.stop() == 128 + SIGTERM)
     }
 
+    /// The children of this process that have ended and that nobody collected.
+    func zombies() -> [Int32] {
+        let processes = ((try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []).compactMap { Int32($0) }
+        return processes.filter { pid in
+            let text = (try? String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8)) ?? ""
+            let fields = text.split(separator: ")").last?.split(separator: " ") ?? []
+            return fields.count > 1 && fields[0] == "Z" && fields[1] == "\(getpid())"
+        }
+    }
+
     @Test func closingLeavesNothingBehind() throws {
         let building = try Building()
         let north = try building.addRoom("north", privatePaths: ["/srv/\(building.identifier)"])
-        _ = try north.start(["sleep", "300"])
+        for _ in 0..<20 { _ = try north.start(["sleep", "300"]) }
+        #expect(throws: RoomsError.self) { try north.run(["sleep", "300"], within: 0.1) }
         building.close()
+        #expect(zombies() == [], "children that ended and were not collected")
         for place in ["/run/netns", "/var/tmp", "/srv", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
             let names = (try? FileManager.default.contentsOfDirectory(atPath: place)) ?? []
             #expect(!names.contains { $0.hasPrefix(building.identifier) }, "in \(place)")

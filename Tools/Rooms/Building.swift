@@ -205,9 +205,9 @@ public final class Building: Sendable {
             isDone = true
             state.withLock { $0.isClosed = true }
             let rooms = state.withLock { $0.rooms }
-            for room in rooms { room.reapAfterKill() }
+            for room in rooms { room.killAndCollectAll() }
             demolish(identifier, directory: directory)
-            for room in rooms { room.reapAfterKill() }
+            for room in rooms { room.killAndCollectAll() }
             let identifier = self.identifier
             Building.open.withLock { open in open.buildings.removeAll { $0.identifier == identifier } }
         }

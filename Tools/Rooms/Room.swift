@@ -293,11 +293,7 @@ public final class Room: Sendable {
             defer { state.holder = 0 }
             return state.holder
         }
-        if old != 0 {
-            kill(old, SIGKILL)
-            var status: Int32 = 0
-            waitpid(old, &status, 0)
-        }
+        if old != 0 { killAndCollect(old) }
         try inNetwork(["addr", "flush", "dev", Room.interface])
         try addAddresses()
         try startHolder()
@@ -306,16 +302,15 @@ public final class Room: Sendable {
     /// Collects the ended children, so that no zombies remain.
     func reap() { for process in state.withLock({ $0.processes }) { _ = process.isRunning } }
 
-    /// For the end of the building: kills without complaint, the holder included.
-    func reapAfterKill() {
+    /// For the end of the building: kills without complaint, the holder included, and leaves no zombies.
+    func killAndCollectAll() {
         killOnce()
-        let holder = self.holder
-        if holder != 0 {
-            kill(holder, SIGKILL)
-            var status: Int32 = 0
-            waitpid(holder, &status, WNOHANG)
+        let holder = state.withLock { state in
+            defer { state.holder = 0 }
+            return state.holder
         }
-        reap()
+        if holder != 0 { killAndCollect(holder) }
+        for process in state.withLock({ $0.processes }) { try? process.killNow() }
     }
 
     /// All addresses that the room's kernel answers for, IPv4 and IPv6, loopback included. Reads two files of the kernel:

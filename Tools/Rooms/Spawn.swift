@@ -64,6 +64,20 @@ func collect(_ pid: Int32) -> Int32? {
     return signal == 0 ? (status >> 8) & 0xff : 128 + signal
 }
 
+/// Kills a child, collects its end and answers its exit status: what is not collected stays a zombie until this process
+/// ends, and hides the ends of other children from whoever waits for any child (Swift Testing's exit tests wait for ever).
+/// Nil if it has not ended within 10 s, or was collected before.
+@discardableResult
+func killAndCollect(_ pid: Int32) -> Int32? {
+    kill(pid, SIGKILL)
+    var status: Int32?
+    try? waitUntil("process \(pid) is dead", within: 10, every: 0.002) {
+        status = collect(pid)
+        return status != nil
+    }
+    return status
+}
+
 /// Runs a program to its end; `files` is the beginning of the names of two files for its output, removed afterwards.
 func runToEnd(
     _ arguments: [String], environment: [String: String] = [:], within seconds: Double, files: String
@@ -83,7 +97,7 @@ func runToEnd(
         }
     } catch {
         kill(-pid, SIGKILL)
-        kill(pid, SIGKILL)
+        killAndCollect(pid)
         throw error
     }
     let text = { (file: String) in
