@@ -274,8 +274,8 @@ private final class NearSide {
 
     init(_ batch: Batch) {
         self.batch = batch
-        unsafe header = UnsafeMutableRawBufferPointer.allocate(byteCount: BatchHeader.byteCount, alignment: 8)
-        unsafe header.copyBytes(from: batch.wireHeader)
+        unsafe header = UnsafeMutableRawBufferPointer.allocate(byteCount: BatchHeader.wireByteCount, alignment: 8)
+        unsafe header.copyBytes(from: batch.header.wireEncoded())
         unsafe vectors = [iovec(iov_base: header.baseAddress, iov_len: header.count)]
         let pieces = unsafe batch.wirePieces
         for index in unsafe pieces.indices {
@@ -355,11 +355,11 @@ private final class NearSide {
     /// False when there is nothing more now.
     private func receive() throws -> Bool {
         guard let incoming else {
-            var chunk = [UInt8](repeating: 0, count: BatchHeader.byteCount - header.count)
+            var chunk = [UInt8](repeating: 0, count: BatchHeader.wireByteCount - header.count)
             let count = unsafe recv(descriptor, &chunk, chunk.count, 0)
             guard try isProgress(count) else { return false }
             header.append(contentsOf: chunk[..<count])
-            if header.count == BatchHeader.byteCount { try begin() }
+            if header.count == BatchHeader.wireByteCount { try begin() }
             return true
         }
         if let place = unsafe places.first {
@@ -393,7 +393,7 @@ private final class NearSide {
     }
 
     private func begin() throws {
-        let decoded = try BatchHeader(decoding: header)
+        let decoded = try BatchHeader(wire: header, mirror: journal.mirror)
         header = []
         let bytes = decoded.payloadPages * Batch.pageBytes
         guard unsafe arena.peek(bytes) != nil else { throw BenchError("The far side has no memory for a batch.") }

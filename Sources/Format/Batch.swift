@@ -64,15 +64,7 @@ public final class Batch: Sendable {
         return sealed
     }
 
-    /// The header as the wire has it: without the journal's own fields.
-    public var wireHeader: [UInt8] {
-        var shared = header
-        shared.position = 0
-        shared.incarnation = 0
-        return shared.encoded()
-    }
-
-    /// The bytes of the wire form, in order: everything behind the 128 header bytes, padding left out.
+    /// The pieces of the wire form behind its header (`BatchHeader.wireEncoded`), in order, padding left out.
     public var wirePieces: [UnsafeRawBufferPointer] {
         var pieces = unsafe [UnsafeRawBufferPointer(rebasing: meta[BatchHeader.byteCount..<header.metaLength])]
         for (index, record) in records.enumerated() {
@@ -83,7 +75,7 @@ public final class Batch: Sendable {
 
     /// Bytes of the wire form, header included.
     public var wireLength: Int {
-        var length = header.metaLength
+        var length = header.metaLength - BatchHeader.byteCount + BatchHeader.wireByteCount
         for record in records { if case .pages(_, let bytes, _) = record.payload { length += bytes } }
         return length
     }

@@ -1,7 +1,6 @@
 /// The head of a batch: what the records behind it are, and which batch comes before it.
 ///
-/// The first 96 bytes are the same in both rooms and on the wire; the chain is computed over them. The rest is each
-/// journal's own: where this copy lies and in which incarnation of the journal, so that a payload which happens to
+/// The first 96 bytes are the same in both rooms; the chain is computed over them. The rest is each journal's own: where this copy lies and in which incarnation of the journal, so that a payload which happens to
 /// contain a copy of a journal is never taken for a batch.
 ///
 /// ```
@@ -20,14 +19,24 @@
 ///      72  time of closing, nanoseconds since 1970            i64
 ///      80  reserved                                           16
 ///      --  96: the end of what is shared  --
-///      96  position in the journal, bytes (0 on the wire)     u64
-///     104  the journal's incarnation (0 on the wire)          u64
+///      96  position in the journal, bytes                     u64
+///     104  the journal's incarnation                          u64
 ///     112  reserved                                           12
 ///     124  CRC-32C of bytes 0 to 123                          u32
+/// ```
+/// On the wire goes what the receiver cannot know: a database that writes a few bytes at a time makes a batch of each.
+///
+/// ```
+/// byte  0  version                                            u32
+///       4  epoch                                              u32
+///       8  bytes 32 to 79 of the above                        48
+///      56  CRC-32C of the 96 shared bytes                     u32
 /// ```
 public struct BatchHeader: Sendable, Hashable {
     public static let byteCount = 128
     public static let sharedByteCount = 96
+    /// Bytes of the form that crosses the wire.
+    public static let wireByteCount = 60
     /// "LSBATCH1" read as a little-endian number.
     public static let magic: UInt64 = 0x3148_4354_4142_534C
     /// What is written. 1: the first. 2: records of a verification and its repairs (kinds 48 to 50); nothing else
@@ -88,14 +97,7 @@ public struct BatchHeader: Sendable, Hashable {
         writer.put(UInt16(0))
         writer.put(epoch)
         writer.put(mirror)
-        writer.put(firstSeq)
-        writer.put(UInt32(recordCount))
-        writer.put(UInt32(metaLength))
-        writer.put(UInt32(payloadPages))
-        writer.put(recordsChecksum)
-        writer.put(previousChain)
-        writer.put(committedSeq)
-        writer.put(closedAt)
+        putNumbers(into: &writer)
         writer.put(UInt64(0))
         writer.put(UInt64(0))
         writer.put(position)
@@ -106,6 +108,46 @@ public struct BatchHeader: Sendable, Hashable {
         return writer.bytes
     }
 
+    /// The 60 bytes that cross the wire.
+    public func wireEncoded() -> [UInt8] {
+        var writer = ByteWriter(reserving: BatchHeader.wireByteCount)
+        writer.put(UInt32(version))
+        writer.put(epoch)
+        putNumbers(into: &writer)
+        writer.put(sharedChecksum)
+        return writer.bytes
+    }
+
+    private var sharedChecksum: UInt32 { crc32c(encoded().prefix(BatchHeader.sharedByteCount)) }
+
+    /// Bytes 32 to 79.
+    private func putNumbers(into writer: inout ByteWriter) {
+        writer.put(firstSeq)
+        writer.put(UInt32(recordCount))
+        writer.put(UInt32(metaLength))
+        writer.put(UInt32(payloadPages))
+        writer.put(recordsChecksum)
+        writer.put(previousChain)
+        writer.put(committedSeq)
+        writer.put(closedAt)
+    }
+
+    /// Reads and checks the form that crosses the wire.
+    ///
+    /// - Parameter mirror: the mirror of the connection; the checksum tells if the batch is of another one.
+    public init(wire bytes: some Collection<UInt8>, mirror: MirrorID) throws(DecodingError) {
+        var reader = ByteReader(Array(bytes.prefix(BatchHeader.wireByteCount)))
+        guard reader.remaining == BatchHeader.wireByteCount else {
+            throw DecodingError("truncated batch header", at: 0)
+        }
+        let version = try BatchHeader.known(try reader.get(UInt32.self, "version"), at: 0)
+        let epoch = try reader.getEpoch()
+        try self.init(version: version, epoch: epoch, mirror: mirror, numbersFrom: &reader)
+        let found = try reader.get(UInt32.self, "header checksum")
+        guard found == sharedChecksum else { throw DecodingError("batch header checksum", at: 56) }
+        try checkNumbers()
+    }
+
     /// Reads and checks a header: magic, version, checksum, and that the numbers are possible.
     public init(decoding bytes: some Collection<UInt8>) throws(DecodingError) {
         var reader = ByteReader(Array(bytes.prefix(BatchHeader.byteCount)))
@@ -113,21 +155,11 @@ public struct BatchHeader: Sendable, Hashable {
         guard try reader.get(UInt64.self, "magic") == BatchHeader.magic else {
             throw DecodingError("no batch header", at: 0)
         }
-        version = try reader.get(UInt16.self, "version")
-        guard (BatchHeader.oldestVersion...BatchHeader.version).contains(version) else {
-            throw DecodingError("batch version \(version)", at: 8)
-        }
+        let version = try BatchHeader.known(UInt32(try reader.get(UInt16.self, "version")), at: 8)
         try reader.skip(2)
-        epoch = try reader.getEpoch()
-        mirror = try reader.getMirrorID()
-        firstSeq = try reader.getSeq()
-        recordCount = Int(try reader.get(UInt32.self, "record count"))
-        metaLength = Int(try reader.get(UInt32.self, "meta length"))
-        payloadPages = Int(try reader.get(UInt32.self, "payload pages"))
-        recordsChecksum = try reader.get(UInt32.self, "records checksum")
-        previousChain = try reader.get(UInt64.self, "chain")
-        committedSeq = try reader.getSeq()
-        closedAt = try reader.get(Int64.self, "time")
+        let epoch = try reader.getEpoch()
+        let mirror = try reader.getMirrorID()
+        try self.init(version: version, epoch: epoch, mirror: mirror, numbersFrom: &reader)
         try reader.skip(16)
         position = try reader.get(UInt64.self, "position")
         incarnation = try reader.get(UInt64.self, "incarnation")
@@ -136,6 +168,34 @@ public struct BatchHeader: Sendable, Hashable {
         guard found == crc32c(bytes.prefix(BatchHeader.byteCount - 4)) else {
             throw DecodingError("batch header checksum", at: 124)
         }
+        try checkNumbers()
+    }
+
+    private static func known(_ version: UInt32, at offset: Int) throws(DecodingError) -> UInt16 {
+        guard (UInt32(oldestVersion)...UInt32(BatchHeader.version)).contains(version) else {
+            throw DecodingError("batch version \(version)", at: offset)
+        }
+        return UInt16(version)
+    }
+
+    /// Bytes 32 to 79.
+    private init(
+        version: UInt16, epoch: Epoch, mirror: MirrorID, numbersFrom reader: inout ByteReader
+    ) throws(DecodingError) {
+        self.version = version
+        self.epoch = epoch
+        self.mirror = mirror
+        firstSeq = try reader.getSeq()
+        recordCount = Int(try reader.get(UInt32.self, "record count"))
+        metaLength = Int(try reader.get(UInt32.self, "meta length"))
+        payloadPages = Int(try reader.get(UInt32.self, "payload pages"))
+        recordsChecksum = try reader.get(UInt32.self, "records checksum")
+        previousChain = try reader.get(UInt64.self, "chain")
+        committedSeq = try reader.getSeq()
+        closedAt = try reader.get(Int64.self, "time")
+    }
+
+    private func checkNumbers() throws(DecodingError) {
         guard recordCount >= 1, recordCount <= BatchLimits.records, metaLength > BatchHeader.byteCount,
             metaLength <= BatchLimits.metaBytes, payloadPages <= BatchLimits.payloadPages, firstSeq > .zero,
             firstSeq.rawValue < BatchLimits.seqLimit, committedSeq < firstSeq

@@ -6,7 +6,7 @@
 ///       8  type                                                                  u16
 ///      10  protocol version                                                      u16
 ///      12  CRC-32C of these 48 bytes with this field zero, then of the body      u32
-///          (of a batch: not of the body, which has checksums of its own)
+///          (of batches: not of the body, which has checksums of its own)
 ///      16  session of the sender                                                 u64
 ///      24  epoch of the sender                                                   u32
 ///      28  reserved                                                              u32
@@ -95,9 +95,10 @@ public struct FrameHeader: Sendable, Hashable {
 /// | 1 | the first |
 /// | 2 | verification: batches of version 2, `DataMessage.verifyAnswer` |
 /// | 3 | a log state says in which resynchronisation its copy is, `resyncStart` of which kind it is |
+/// | 4 | batches cross the wire with a head of 60 bytes, several in a message |
 public enum ProtocolVersion {
-    public static let current: UInt16 = 3
-    public static let oldest: UInt16 = 3
+    public static let current: UInt16 = 4
+    public static let oldest: UInt16 = 4
 }
 
 /// What a frame carries.
@@ -110,7 +111,7 @@ public enum FrameType: UInt16, Sendable, CaseIterable {
     case quorum = 16
     /// Control messages between the nodes other than `quorum`.
     case control = 17
-    /// A batch in its wire form.
+    /// Batches in their wire form, one behind the other.
     case batch = 32
     /// A message of the data connection (`DataMessage`).
     case data = 33

@@ -73,7 +73,11 @@ final class DataChannel: DataConnection {
                 link.noteRefused()
                 throw DecodingError("a batch of another mirror or session", at: 16)
             }
-            return BatchSink(channel: self, link: link, bodyLength: header.bodyLength)
+            return BatchSink(mirror: mirror) { [unowned self] header in
+                incoming(header, link)
+            } deliver: { batch in
+                link.received(batch)
+            }
         }
         connection.onFrame = { [weak self] header, body in
             guard self != nil else { return }
@@ -103,26 +107,48 @@ final class DataChannel: DataConnection {
         _ = connection.send(header(.data, body.count), body: body)
     }
 
-    func send(_ batch: Batch) {
-        // The batch lives until the kernel has its bytes.
+    func send(_ batches: [Batch]) {
+        // The batches and the heads of all but the first live until the kernel has their bytes.
+        let heads = WireHeads(of: batches[1...])
+        var pieces = unsafe batches[0].wirePieces
+        for (index, batch) in batches.enumerated().dropFirst() {
+            unsafe pieces.append(heads[index - 1])
+            unsafe pieces += batch.wirePieces
+        }
+        let length = batches.reduce(0) { $0 + $1.wireLength }
         _ = unsafe connection.send(
-            header(.batch, batch.wireLength), head: batch.wireHeader, pieces: batch.wirePieces
-        ) { _ in withExtendedLifetime(batch) {} }
+            header(.batch, length), head: batches[0].header.wireEncoded(), pieces: pieces
+        ) { _ in withExtendedLifetime((batches, heads)) {} }
     }
 
     var queuedBytes: Int { connection.queuedBytes }
     func close(_ reason: String) { connection.close(reason) }
 
     /// Memory for the payload area of a batch; nil when there is none now.
-    func region(pages: Int) -> Arena.Region? {
+    private func region(pages: Int) -> Arena.Region? {
         let bytes = pages * Batch.pageBytes
         guard unsafe arena.peek(bytes) != nil else { return nil }
         return arena.take(bytes)
     }
 
-    var journalHasRoom: Bool { log.journal.canAppend(BatchLimits.diskBytes) }
-
-    func stalled() { stalledSink = true }
+    /// Memory for the next batch of a message; nil while there is none, or no room in the journal.
+    private func incoming(_ header: BatchHeader, _ link: PeerLink) -> Batch.Incoming? {
+        // Room for all batches of a message: none of them is in the journal before the last one has come.
+        guard log.journal.canAppend(BatchLimits.diskBytes) else {
+            stalledSink = true
+            return nil
+        }
+        // Only a follower's batches go to the arena: a primary gathers its own there. A late one of an earlier
+        // session gets memory of its own, and is refused when it is complete.
+        guard header.payloadPages > 0, link.stage == .following else {
+            return Batch.Incoming(header: header, region: nil)
+        }
+        guard let region = region(pages: header.payloadPages) else {
+            stalledSink = true
+            return nil
+        }
+        return Batch.Incoming(header: header, region: region)
+    }
 
     /// Memory or journal space may have become free.
     func resume() {
@@ -132,63 +158,18 @@ final class DataChannel: DataConnection {
     }
 }
 
-/// Receives one batch: its header, its records, then each payload to its place.
-@safe private final class BatchSink: BodySink {
-    private enum Part { case header, records, payloads }
-    private let channel: DataChannel
-    private let link: PeerLink
-    private let bodyLength: Int
-    private let head = UnsafeMutableRawBufferPointer.allocate(byteCount: BatchHeader.byteCount, alignment: 8)
-    private var part = Part.header
-    private var asked = false
-    private var incoming: Batch.Incoming?
+/// The heads of batches as they cross the wire, in memory that stays where it is.
+@safe private final class WireHeads {
+    private let memory: UnsafeMutableRawBufferPointer
 
-    init(channel: DataChannel, link: PeerLink, bodyLength: Int) {
-        self.channel = channel
-        self.link = link
-        self.bodyLength = bodyLength
+    init(of batches: ArraySlice<Batch>) {
+        unsafe memory = .allocate(byteCount: batches.count * BatchHeader.wireByteCount, alignment: 8)
+        unsafe memory.copyBytes(from: batches.flatMap { $0.header.wireEncoded() })
     }
-    deinit { unsafe head.deallocate() }
+    deinit { unsafe memory.deallocate() }
 
-    func nextPlaces(remaining: Int) throws(DecodingError) -> [UnsafeMutableRawBufferPointer] {
-        switch part {
-        case .header where !asked:
-            asked = true
-            guard remaining > BatchHeader.byteCount else { throw DecodingError("truncated batch", at: 0) }
-            return unsafe [head]
-        case .header:
-            let header = try BatchHeader(decoding: unsafe Array(UnsafeRawBufferPointer(head)))
-            guard channel.journalHasRoom else {
-                channel.stalled()
-                return unsafe []
-            }
-            var region: Arena.Region?
-            // Only a follower's batches go to the arena: a primary gathers its own there. A late one of an earlier
-            // session gets memory of its own, and is refused when it is complete.
-            if header.payloadPages > 0, link.stage == .following {
-                region = channel.region(pages: header.payloadPages)
-                if region == nil {
-                    channel.stalled()
-                    return unsafe []
-                }
-            }
-            let batch = Batch.Incoming(header: header, region: region)
-            incoming = batch
-            part = .records
-            return unsafe [batch.recordBytes]
-        case .records:
-            part = .payloads
-            guard let incoming else { throw DecodingError("batch without a header", at: 0) }
-            return unsafe try incoming.finishMeta()
-        case .payloads: throw DecodingError("bytes behind the batch", at: bodyLength - remaining)
-        }
-    }
-
-    func bodyComplete() throws(DecodingError) {
-        guard let incoming else { throw DecodingError("truncated batch", at: 0) }
-        if part == .records {
-            guard unsafe try incoming.finishMeta().isEmpty else { throw DecodingError("payloads missing", at: 0) }
-        }
-        link.received(try incoming.finish())
+    subscript(index: Int) -> UnsafeRawBufferPointer {
+        let start = index * BatchHeader.wireByteCount
+        return unsafe UnsafeRawBufferPointer(rebasing: memory[start..<start + BatchHeader.wireByteCount])
     }
 }

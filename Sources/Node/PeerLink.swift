@@ -7,7 +7,8 @@ import Ring
 /// What the peer link needs of a connection; `Transport` provides it, tests provide a pipe.
 protocol DataConnection: AnyObject {
     func send(_ message: DataMessage)
-    func send(_ batch: Batch)
+    /// Several batches leave in one message, of `PeerLink.messageDiskBytes` at most.
+    func send(_ batches: [Batch])
     /// Bytes accepted for sending that the kernel has not taken.
     var queuedBytes: Int { get }
     func close(_ reason: String)
@@ -50,6 +51,9 @@ final class PeerLink {
     /// A follower that has received a batch and not written it for so long has a disk that hangs.
     static let stallNanoseconds: UInt64 = 5_000_000_000
     static let journalReadBytes = 4 << 20
+    /// Batches from the journal are sent together up to so many bytes as they lie there. The follower makes sure of room
+    /// for the longest batch before it takes a message: a message of several is shorter than that.
+    static let messageDiskBytes = 1 << 20
 
     let node: NodeID
     let log: MirrorLog
@@ -585,7 +589,7 @@ final class PeerLink {
             guard connection.queuedBytes < PeerLink.sendWindowBytes else { return }
             let next = follower.sent.next
             if let index = log.recent.firstIndex(where: { $0.firstSeq >= next }), log.recent[index].firstSeq == next {
-                send(log.recent[index], on: connection)
+                send([log.recent[index]], on: connection)
                 continue
             }
             // Records that are still in neither place are on their way to the own disk.
@@ -595,11 +599,33 @@ final class PeerLink {
         log.trimRecent()
     }
 
-    private func send(_ batch: Batch, on connection: any DataConnection) {
-        connection.send(batch)
-        sentBytes += UInt64(batch.wireLength)
-        log.sent(through: batch.lastSeq)
-        lastCommitSent = max(lastCommitSent, batch.header.committedSeq)
+    /// - Parameter batches: successive ones, at least one; several only up to `messageDiskBytes` together.
+    private func send(_ batches: [Batch], on connection: any DataConnection) {
+        guard let last = batches.last else { return }
+        connection.send(batches)
+        sentBytes += UInt64(FrameHeader.byteCount + batches.reduce(0) { $0 + $1.wireLength })
+        log.sent(through: last.lastSeq)
+        lastCommitSent = max(lastCommitSent, last.header.committedSeq)
+    }
+
+    /// Sends what was read from the journal, as far as it is still what comes next. Small batches go together: their
+    /// messages' heads would be a part of what is sent.
+    private func send(readBack batches: [Batch], on connection: any DataConnection) {
+        guard var next = log.core.follower?.sent.next else { return }
+        var message: [Batch] = []
+        var bytes = 0
+        for batch in batches where batch.firstSeq == next {
+            if bytes + batch.header.diskLength > PeerLink.messageDiskBytes {
+                send(message, on: connection)
+                message = []
+                bytes = 0
+            }
+            message.append(batch)
+            bytes += batch.header.diskLength
+            next = batch.lastSeq.next
+            onReadBack(batch.wireLength)
+        }
+        send(message, on: connection)
     }
 
     private func readFromJournal(_ seq: Seq) {
@@ -617,10 +643,7 @@ final class PeerLink {
             switch result {
             case .success(let batches):
                 guard let connection else { return }
-                for batch in batches where batch.firstSeq == log.core.follower?.sent.next {
-                    send(batch, on: connection)
-                    onReadBack(batch.wireLength)
-                }
+                send(readBack: batches, on: connection)
                 pump()
             case .failure(let error):
                 // Overwritten while it was read, if the journal no longer lists it; else it is really damaged.

@@ -24,7 +24,7 @@ func makeBatch(firstSeq: UInt64 = 41) -> Batch {
 
 /// Receives a batch from its wire form, as a peer does.
 func receive(header: [UInt8], body: [UInt8]) throws(DecodingError) -> Batch {
-    let incoming = Batch.Incoming(header: try BatchHeader(decoding: header), region: nil)
+    let incoming = Batch.Incoming(header: try BatchHeader(wire: header, mirror: mirror), region: nil)
     var rest = body[...]
     func take(_ target: UnsafeMutableRawBufferPointer) throws(DecodingError) {
         guard rest.count >= target.count else { throw DecodingError("truncated body", at: 0) }
@@ -41,8 +41,8 @@ func receive(header: [UInt8], body: [UInt8]) throws(DecodingError) -> Batch {
     @Test func aBatchCrossesTheWireUnchanged() throws {
         let batch = makeBatch()
         let body = batch.wirePieces.flatMap { Array($0) }
-        #expect(batch.wireHeader.count + body.count == batch.wireLength)
-        let received = try receive(header: batch.wireHeader, body: body)
+        #expect(batch.header.wireEncoded().count + body.count == batch.wireLength)
+        let received = try receive(header: batch.header.wireEncoded(), body: body)
         #expect(received.records == batch.records && received.header == batch.header)
         #expect(received.header.chain == batch.header.chain)
         for index in batch.records.indices {
@@ -66,6 +66,12 @@ func receive(header: [UInt8], body: [UInt8]) throws(DecodingError) -> Batch {
                 + "0a0a000000000000" + "0807060504030201" + "00000000000000000000000000000000"
                 + "0000000000000000" + "0000000000000000" + "000000000000000000000000" + "4fd4dfcc")
         #expect(header.chain == 0x4f6a_ae67_5690_234d)
+        #expect(
+            hexadecimal(header.wireEncoded())
+                == "01000000" + "04030201"
+                + "0b0a000000000000" + "03000000" + "2c010000" + "05000000" + "efbeadde" + "8877665544332211"
+                + "0a0a000000000000" + "0807060504030201" + "3977ced5")
+        #expect(try BatchHeader(wire: header.wireEncoded(), mirror: mirror) == header)
         let read = try BatchHeader(decoding: header.encoded())
         #expect(read == header && read.encoded() == header.encoded() && read.chain == header.chain)
         header.version = 2
@@ -99,15 +105,15 @@ func receive(header: [UInt8], body: [UInt8]) throws(DecodingError) -> Batch {
 
     @Test func sealingChangesOnlyTheJournalsOwnFields() throws {
         let batch = makeBatch()
-        let wire = batch.wireHeader
+        let wire = batch.header.wireEncoded()
         let sealed = batch.seal(position: 8192, incarnation: 5)
         #expect(try BatchHeader(decoding: Array(batch.meta.prefix(128))) == sealed)
-        #expect(sealed.position == 8192 && sealed.chain == batch.header.chain && batch.wireHeader == wire)
+        #expect(sealed.position == 8192 && sealed.chain == batch.header.chain && sealed.wireEncoded() == wire)
     }
 
     @Test func failure37everyFlippedBitOnTheWireIsFound() throws {
         let batch = makeBatch()
-        let header = batch.wireHeader
+        let header = batch.header.wireEncoded()
         let body = batch.wirePieces.flatMap { Array($0) }
         var generator = SeededGenerator(seed: 1)
         let total = header.count + body.count
@@ -135,6 +141,7 @@ func receive(header: [UInt8], body: [UInt8]) throws(DecodingError) -> Batch {
             var header = good
             change(&header)
             #expect(throws: DecodingError.self) { try BatchHeader(decoding: header.encoded()) }
+            #expect(throws: DecodingError.self) { try BatchHeader(wire: header.wireEncoded(), mirror: mirror) }
         }
     }
 
@@ -143,6 +150,16 @@ func receive(header: [UInt8], body: [UInt8]) throws(DecodingError) -> Batch {
         bytes[8] = 9
         let error = #expect(throws: DecodingError.self) { try BatchHeader(decoding: bytes) }
         #expect(error?.what.contains("9") == true)
+        var wire = makeBatch().header.wireEncoded()
+        wire[0] = 9
+        let onTheWire = #expect(throws: DecodingError.self) { try BatchHeader(wire: wire, mirror: mirror) }
+        #expect(onTheWire?.what.contains("9") == true)
+    }
+
+    @Test func aBatchOfAnotherMirrorIsRefusedOnTheWire() {
+        let wire = makeBatch().header.wireEncoded()
+        let other = MirrorID(high: 1, low: 2)
+        #expect(throws: DecodingError.self) { try BatchHeader(wire: wire, mirror: other) }
     }
 
     /// Records that say they lie elsewhere, overlap, or do not fill what the header says.
@@ -160,7 +177,7 @@ func receive(header: [UInt8], body: [UInt8]) throws(DecodingError) -> Batch {
             if Bool.random(using: &generator) { header.recordCount = Int.random(in: 1...5, using: &generator) }
             if Bool.random(using: &generator) { header.payloadPages = Int.random(in: 0...4, using: &generator) }
             let body = meta + batch.wirePieces.dropFirst().flatMap { Array($0) }
-            if let received = try? receive(header: header.encoded(), body: body) {
+            if let received = try? receive(header: header.wireEncoded(), body: body) {
                 for index in received.records.indices { _ = received.payload(of: index).count }
             }
         }

@@ -167,6 +167,7 @@ func encode(_ records: [(RecordBody, [UInt8]?)]) -> (records: [Record], writer: 
             let bytes = (0..<count).map { _ in UInt8.random(in: 0...255, using: &generator) }
             _ = try? Record.decode(bytes[...], at: 0, payloadPages: 1024)
             #expect(throws: DecodingError.self) { try BatchHeader(decoding: bytes) }
+            #expect(throws: DecodingError.self) { try BatchHeader(wire: bytes, mirror: mirror) }
             _ = try? FrameHeader(decoding: bytes)
             var reader = ByteReader(bytes)
             _ = try? reader.getCounted(limit: 1 << 20)

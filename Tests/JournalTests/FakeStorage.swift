@@ -261,7 +261,7 @@ struct Contents: Hashable {
     var header: [UInt8]
     var payloads: [[UInt8]]
     init(_ batch: Batch) {
-        header = Array(batch.wireHeader[..<BatchHeader.sharedByteCount])
+        header = Array(batch.header.encoded()[..<BatchHeader.sharedByteCount])
         payloads = batch.records.indices.map { Array(batch.payload(of: $0)) }
     }
 }

@@ -379,21 +379,24 @@ final class WireEnd: DataConnection, @unchecked Sendable {
         }
     }
 
-    func send(_ batch: Batch) {
-        var bytes: [UInt8] = []
-        for piece in batch.wirePieces { bytes += Array(piece) }
-        let header = batch.wireHeader
-        wire.carry(from: index, bytes: bytes.count + header.count + 48) { [bytes] plane in
+    func send(_ batches: [Batch]) {
+        let mirror = batches[0].header.mirror
+        let messages = batches.map { (head: $0.header.wireEncoded(), body: $0.wirePieces.flatMap { Array($0) }) }
+        let length = batches.reduce(FrameHeader.byteCount) { $0 + $1.wireLength }
+        wire.carry(from: index, bytes: length) { plane in
             do {
-                let incoming = Batch.Incoming(header: try BatchHeader(decoding: header), region: nil)
-                var rest = bytes[...]
-                incoming.recordBytes.copyBytes(from: rest.prefix(incoming.recordBytes.count))
-                rest = rest.dropFirst(incoming.recordBytes.count)
-                for place in try incoming.finishMeta() {
-                    place.copyBytes(from: rest.prefix(place.count))
-                    rest = rest.dropFirst(place.count)
+                for message in messages {
+                    let header = try BatchHeader(wire: message.head, mirror: mirror)
+                    let incoming = Batch.Incoming(header: header, region: nil)
+                    var rest = message.body[...]
+                    incoming.recordBytes.copyBytes(from: rest.prefix(incoming.recordBytes.count))
+                    rest = rest.dropFirst(incoming.recordBytes.count)
+                    for place in try incoming.finishMeta() {
+                        place.copyBytes(from: rest.prefix(place.count))
+                        rest = rest.dropFirst(place.count)
+                    }
+                    plane.link.received(try incoming.finish())
                 }
-                plane.link.received(try incoming.finish())
             } catch {
                 fatalError("a batch that cannot be read: \(error)")
             }
