@@ -121,6 +121,12 @@ public struct AcceptorState: Sendable, Hashable {
     /// although it was not in sync; the epoch of that decision. Forgotten with the next decision that does not leave it
     /// the sole member. Whoever finds it on the disk after a crash knows that serving from here rests on that order.
     public var forcedEpoch: Epoch?
+    /// A ballot that may stand for a forced promotion which is recorded in one room only: this voter promised it, or was
+    /// seeded without knowing whether there is one. It grants no lease to anybody before a decision of a ballot at least
+    /// as high counts: else writes could be acknowledged that the half of the promotion, completed later, leaves out.
+    /// On the disk in the same write as the promise; nil as soon as such a decision was accepted (from the node that
+    /// asks, so that two of three have it).
+    public var leaseBar: Ballot?
 
     /// Whether two nodes that compare their logs may go by `accepted`. An ordinary proposal may be: whoever is in its set
     /// holds everything that was acknowledged. A forced one that is not known to be chosen may not: the other node,
@@ -189,6 +195,8 @@ public enum LeaseRefusal: UInt8, Sendable, Hashable {
     case unheard = 3
     /// The asker wants a longer grant than this voter gives (it would not wait long enough after a restart).
     case tooLong = 4
+    /// It has promised a forced promotion: the asker completes a round with it first (`AcceptorState.leaseBar`).
+    case roundFirst = 5
 }
 
 /// What a node does, as it tells the other node.
@@ -221,8 +229,9 @@ public struct QuorumMessage: Sendable, Hashable {
     public var body: Body
 
     public enum Body: Sendable, Hashable {
-        /// First half of a round. `memory` is what the asker knows the voter to have answered before.
-        case prepare(Ballot, memory: VoterMemory)
+        /// First half of a round. `memory` is what the asker knows the voter to have answered before; `forced`: the
+        /// second half will be a forced promotion.
+        case prepare(Ballot, memory: VoterMemory, forced: Bool = false)
         case promise(Ballot, acceptedBallot: Ballot, accepted: Decision)
         /// Second half of a round.
         case accept(Ballot, Decision, memory: VoterMemory)
@@ -332,6 +341,8 @@ extension QuorumMessage.Body {
         case seed = 11
         case nameTaken = 12
         case status = 13
+        /// Of its own kind, so that a voter that does not know what it promises is not asked.
+        case prepareForced = 14
     }
 
     func encode(into writer: inout ByteWriter) {
@@ -363,8 +374,8 @@ extension QuorumMessage.Body {
 
     private func encodeRound(into writer: inout ByteWriter) {
         switch self {
-        case .prepare(let ballot, let memory):
-            writer.put(Kind.prepare.rawValue)
+        case .prepare(let ballot, let memory, let forced):
+            writer.put((forced ? Kind.prepareForced : .prepare).rawValue)
             writer.put(ballot)
             writer.put(memory)
         case .promise(let ballot, let acceptedBallot, let accepted):
@@ -430,7 +441,8 @@ extension QuorumMessage.Body {
             throw DecodingError("unknown kind of quorum message \(code)", at: place)
         }
         switch kind {
-        case .prepare, .promise, .accept, .accepted, .refused: self = try Self.round(kind, from: &reader)
+        case .prepare, .prepareForced, .promise, .accept, .accepted, .refused:
+            self = try Self.round(kind, from: &reader)
         case .leaseRequest, .leaseGranted, .leaseRefused, .leaseRelease: self = try Self.lease(kind, from: &reader)
         case .empty: self = .empty(birth: try reader.get(UInt64.self, "birth"))
         case .seed:
@@ -457,7 +469,8 @@ extension QuorumMessage.Body {
     private static func round(_ kind: Kind, from reader: inout ByteReader) throws(DecodingError) -> Self {
         let ballot = try reader.getBallot()
         switch kind {
-        case .prepare: return .prepare(ballot, memory: try reader.getVoterMemory())
+        case .prepare, .prepareForced:
+            return .prepare(ballot, memory: try reader.getVoterMemory(), forced: kind == .prepareForced)
         case .promise:
             let acceptedBallot = try reader.getBallot()
             return .promise(ballot, acceptedBallot: acceptedBallot, accepted: try reader.getDecision())
@@ -509,22 +522,25 @@ extension QuorumMessage.Body {
 extension AcceptorState {
     /// First bytes of the file: 'LSAC'.
     static let magic: UInt32 = 0x4341_534C
-    /// 1: the first. 2: the epoch of a forced promotion behind the memories; written only while there is one.
+    /// 1: the first. 2: the epoch of a forced promotion behind the memories; written only while there is one. 3: that epoch
+    /// (0: none) and the lease bar behind it; written only while there is a bar.
     static let version: UInt16 = 1
     static let versionForced: UInt16 = 2
+    static let versionBarred: UInt16 = 3
     /// The longest encoding, in bytes.
     public static let encodedLimit = 1024
 
     /// ```
     /// magic u32 'LSAC' | version u16 | reserved u16 | mirror 16 | name (u32 length, bytes) | birth u64 | starts u64 |
     /// promised 21 | accepted ballot 21 | accepted decision 14 | chosen ballot 21 | memory of a, b, witness 3 x 42 |
-    /// version 2: epoch of the forced promotion u32 | CRC-32C of everything before, u32
+    /// version 2, 3: epoch of the forced promotion u32 | version 3: lease bar 21 | CRC-32C of everything before, u32
     /// ```
     public func encoded() -> [UInt8] {
         precondition(name.utf8.count <= AcceptorState.nameLimit, "mirror name too long")
         var writer = ByteWriter(reserving: 512)
         writer.put(AcceptorState.magic)
-        writer.put(forcedEpoch == nil ? AcceptorState.version : AcceptorState.versionForced)
+        let version = forcedEpoch == nil ? AcceptorState.version : AcceptorState.versionForced
+        writer.put(leaseBar == nil ? version : AcceptorState.versionBarred)
         writer.put(UInt16(0))
         writer.put(mirror)
         writer.put(name)
@@ -535,7 +551,8 @@ extension AcceptorState {
         writer.put(accepted)
         writer.put(chosenBallot)
         for voter in Voter.allCases { writer.put(memory[voter]) }
-        if let forcedEpoch { writer.put(forcedEpoch) }
+        if leaseBar != nil || forcedEpoch != nil { writer.put(forcedEpoch ?? .none) }
+        if let leaseBar { writer.put(leaseBar) }
         writer.put(crc32c(writer.bytes))
         return writer.bytes
     }
@@ -552,11 +569,11 @@ extension AcceptorState {
             throw DecodingError("not a voter state", at: 0)
         }
         let version = try reader.get(UInt16.self, "version")
-        guard version == AcceptorState.version || version == AcceptorState.versionForced,
+        guard (AcceptorState.version...AcceptorState.versionBarred).contains(version),
             try reader.get(UInt16.self, "reserved") == 0
         else {
             throw DecodingError(
-                "voter state of version \(version), this program knows 1 to \(AcceptorState.versionForced)", at: 4)
+                "voter state of version \(version), this program knows 1 to \(AcceptorState.versionBarred)", at: 4)
         }
         let mirror = try reader.getMirrorID()
         let name = try reader.getText(limit: AcceptorState.nameLimit, "mirror name")
@@ -569,8 +586,12 @@ extension AcceptorState {
             mirror: mirror, name: name, birth: birth, starts: starts, promised: promised,
             acceptedBallot: acceptedBallot, accepted: accepted, chosenBallot: try reader.getBallot())
         for voter in Voter.allCases { memory[voter] = try reader.getVoterMemory() }
-        if version == AcceptorState.versionForced { forcedEpoch = try reader.getEpoch() }
-        guard promised >= acceptedBallot, acceptedBallot >= chosenBallot else {
+        if version >= AcceptorState.versionForced {
+            let epoch = try reader.getEpoch()
+            forcedEpoch = version == AcceptorState.versionBarred && epoch == .none ? nil : epoch
+        }
+        if version == AcceptorState.versionBarred { leaseBar = try reader.getBallot() }
+        guard promised >= acceptedBallot, acceptedBallot >= chosenBallot, promised >= leaseBar ?? .zero else {
             throw DecodingError("voter state whose ballots contradict each other", at: 0)
         }
         try reader.finish()

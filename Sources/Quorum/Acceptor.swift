@@ -15,7 +15,8 @@ public enum AcceptorEffect: Sendable {
 /// Three things tie leases to the register:
 /// 1. while a grant to X runs, prepare and accept of the other node are refused;
 /// 2. nobody gets a grant who is not the primary of the decision accepted here, unless for a later epoch;
-/// 3. a proposer that has to complete a decision naming the other node stops serving and releases first (`Member`).
+/// 3. a proposer that has to complete a decision naming the other node stops serving and releases first (`Member`);
+/// 4. who has promised a forced promotion grants nothing before a ballot at least as high was decided (`leaseBar`).
 public struct Acceptor: Sendable {
     private struct Grant: Sendable {
         var number: UInt64
@@ -125,7 +126,8 @@ public struct Acceptor: Sendable {
             return
         }
         switch message.body {
-        case .prepare(let ballot, _): prepare(ballot, message, from: node, now: now, effects: &effects)
+        case .prepare(let ballot, _, let forced):
+            prepare(ballot, forced: forced, message, from: node, now: now, effects: &effects)
         case .accept(let ballot, let decision, _):
             accept(ballot, decision, message, from: node, now: now, effects: &effects)
         case .leaseRequest(let number, let heard, let epoch, let grantMilliseconds, _):
@@ -173,11 +175,13 @@ public struct Acceptor: Sendable {
         // The witness belongs to the instance that was made for this empty life of it; a seed for another does not fit.
         guard promised >= acceptedBallot, voter != .witness || promised.instance.birth == emptyBirth else { return }
         effects.append(.log(.info, "seeded by node \(node) with \(accepted)"))
-        store(
-            AcceptorState(
-                mirror: mirror, name: name, birth: emptyBirth, starts: 1, promised: promised,
-                acceptedBallot: acceptedBallot, accepted: accepted, chosenBallot: acceptedBallot),
-            effects: &effects)
+        var seeded = AcceptorState(
+            mirror: mirror, name: name, birth: emptyBirth, starts: 1, promised: promised,
+            acceptedBallot: acceptedBallot, accepted: accepted, chosenBallot: acceptedBallot)
+        // From a sole member, with a decision that older instances of the witness knew: one of them may have promised the
+        // other node a forced promotion, in a ballot above it.
+        if voter == .witness, acceptedBallot.instance != promised.instance { seeded.leaseBar = promised }
+        store(seeded, effects: &effects)
         incarnationToken = lastToken
     }
 
@@ -187,7 +191,7 @@ public struct Acceptor: Sendable {
     private func wasRolledBack(_ body: QuorumMessage.Body) -> Bool {
         guard let state else { return false }
         switch body {
-        case .prepare(let ballot, let memory), .accept(let ballot, _, let memory):
+        case .prepare(let ballot, let memory, _), .accept(let ballot, _, let memory):
             if voter == .witness, ballot.instance > state.promised.instance { return true }
             return memory.promised > state.promised || memory.accepted > state.acceptedBallot
         case .leaseRequest(_, _, _, _, let memory):
@@ -249,7 +253,7 @@ public struct Acceptor: Sendable {
     private func milliseconds(_ time: BootNanoseconds) -> UInt32 { UInt32(clamping: (time + 999_999) / 1_000_000) }
 
     private mutating func prepare(
-        _ ballot: Ballot, _ message: QuorumMessage, from node: NodeID, now: BootNanoseconds,
+        _ ballot: Ballot, forced: Bool, _ message: QuorumMessage, from node: NodeID, now: BootNanoseconds,
         effects: inout [AcceptorEffect]
     ) {
         guard var next = state else { return }
@@ -264,6 +268,7 @@ public struct Acceptor: Sendable {
             return
         }
         next.promised = ballot
+        if forced { next.leaseBar = ballot }
         store(next, effects: &effects)
         answer(
             node, to: message,
@@ -284,12 +289,11 @@ public struct Acceptor: Sendable {
             return
         }
         if ballot != next.acceptedBallot {
-            // While a node is the sole member by a chosen decision, nobody else may change it: what it accepts from
-            // itself, still as the sole member, is as good as chosen, and it may go on seeding from it.
+            // While a node is the sole member by a chosen decision, nobody else may change it, unless by force: what it
+            // accepts from itself, still as the sole member, is as good as chosen, and it may go on seeding from it.
             let own = NodeSet(node)
-            if Voter(node) == voter, next.chosenBallot == next.acceptedBallot, next.accepted.inSync == own,
-                decision.inSync == own
-            {
+            let isSoleMember = next.chosenBallot == next.acceptedBallot && next.accepted.inSync == own
+            if Voter(node) == voter, isSoleMember, next.leaseBar == nil, decision.inSync == own {
                 next.chosenBallot = ballot
             }
             next.promised = ballot
@@ -298,6 +302,8 @@ public struct Acceptor: Sendable {
             // In the same write: whoever serves from this decision after a crash knows what it rests on.
             if ballot == forcedBallot { next.forcedEpoch = decision.epoch }
             if Voter(decision.primary) != voter || decision.inSync != own { next.forcedEpoch = nil }
+            // Its proposer's own disk has it, so now two of three do. What this voter accepts from itself may be half.
+            if Voter(node) != voter { next.leaseBar = nil }
             store(next, effects: &effects)
         }
         answer(node, to: message, .accepted(ballot), effects: &effects)
@@ -317,6 +323,7 @@ public struct Acceptor: Sendable {
     mutating func noteChosen(_ ballot: Ballot, memory: PerVoter<VoterMemory>, effects: inout [AcceptorEffect]) {
         guard var next = state, next.acceptedBallot >= ballot else { return }
         if next.acceptedBallot == ballot { next.chosenBallot = ballot }
+        if let bar = next.leaseBar, bar <= ballot { next.leaseBar = nil }
         next.memory = memory
         if next != state { store(next, effects: &effects) }
     }
@@ -347,6 +354,7 @@ public struct Acceptor: Sendable {
         if let reason = blocked(node, now: now) { return reason }
         guard ballot > next.promised else { return .ballot }
         next.promised = ballot
+        next.leaseBar = ballot
         next.forcedEpoch = epoch
         store(next, effects: &effects)
         return nil
@@ -393,6 +401,7 @@ public struct Acceptor: Sendable {
     ) -> LeaseRefusal? {
         if state.accepted.primary != node, request.epoch <= state.accepted.epoch { return .notPrimary }
         if let other = self[node.peer].grant, other.until > now { return .held }
+        if state.leaseBar != nil { return .roundFirst }
         if self[node].unheard > timing.unheardLimit { return .unheard }
         // After a restart this voter waits for as long as it may ever have granted; so it grants no longer than that.
         return request.grant > timing.grant ? .tooLong : nil

@@ -104,6 +104,7 @@ extension Member {
             if reason == .notPrimary, voter == .witness, let known, accepted > known.epoch {
                 depose(by: accepted, effects: &effects)
             }
+            if reason == .roundFirst { owesRound = true }
             if reason == .tooLong, !saidGrantTooLong {
                 saidGrantTooLong = true
                 effects.append(

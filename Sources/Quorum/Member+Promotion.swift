@@ -7,6 +7,9 @@
 //   if it or the witness still knows better, wins or loses in one place, and there is one history afterwards.
 // * Leases protect as ever: a voter that has granted one to the other node refuses. Nobody is promoted while the other
 //   node serves. The two never serve at once.
+// * Nothing is acknowledged behind its back: who has promised it grants nobody a lease before something of a ballot at
+//   least as high is chosen (`AcceptorState.leaseBar`). So while half of it is recorded, the other node may not serve; and
+//   once the other node serves again, the half can never be completed.
 // * It burns an epoch above everything known here (rules 1 and 15), and its number leaves a gap, so that it is newer than
 //   whatever the other node may have stored alone and nobody chose.
 //
@@ -25,7 +28,8 @@
 // ```
 //
 // The old primary may return at any of these moments. Before the witness promised: it gets the lease, this node is refused
-// and says so. After: whichever of the two ballots the witness accepts last decides, once. After it was chosen: its first
+// and says so. After: whichever of the two ballots the witness accepts last decides, once; and the old primary has no
+// lease, and acknowledges nothing, before its own has won. After it was chosen: its first
 // round shows a decision without it, it stands by (`foundBehind`), and what it wrote alone is saved before it is cut.
 //
 // **An empty witness** knows nothing, so there is no second room to decide with, and only both nodes together, or the sole

@@ -32,7 +32,10 @@ extension Member {
     private mutating func ask(_ voter: Voter, effects: inout [MemberEffect]) {
         switch proposer.phase {
         case .idle: break
-        case .preparing: send(.prepare(proposer.ballot, memory: memory[voter]), to: voter, effects: &effects)
+        case .preparing:
+            let isForced = proposer.purpose == .force
+            send(
+                .prepare(proposer.ballot, memory: memory[voter], forced: isForced), to: voter, effects: &effects)
         case .accepting:
             guard let decision = proposer.decision else { return }
             send(.accept(proposer.ballot, decision, memory: memory[voter]), to: voter, effects: &effects)
@@ -128,6 +131,9 @@ extension Member {
         nextRoundAt = now
         confirmAt = now + timing.renewal * 2
         lastRefusal = nil
+        owesRound = false
+        // Whoever refused for want of this round grants now: a frozen node asks at once.
+        if !hasLease { leaseAsked = 0 }
         var wanted: [AcceptorEffect] = []
         acceptor?.noteChosen(ballot, memory: memory, effects: &wanted)
         carryOut(wanted, effects: &effects)

@@ -75,7 +75,7 @@ extension Member {
             putInForce([.both, NodeSet(node)], flushFirst: true, then: .goAlone, effects: &effects)
         } else if known.inSync.isOnly(node), mode == .serving, mayAdd, hasLease, now >= addAllowedAt {
             putInForce([NodeSet(node), .both], flushFirst: false, then: .add, effects: &effects)
-        } else if !hasLease || needsWitnessRound, now >= confirmAt {
+        } else if !hasLease || owesRound || needsWitnessRound, now >= confirmAt {
             // Also a frozen primary runs full rounds, again and again (rule 13): it may have been overruled, or be
             // barred from leases by a round that it did not finish.
             beginRound(.confirm, effects: &effects)

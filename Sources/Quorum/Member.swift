@@ -58,6 +58,8 @@ public struct Member: Sendable {
     var inheritance = Inheritance.complete
     /// No lease until a completed round names this node (rule 9).
     var leaseBarred = true
+    /// A voter grants nothing before this node has completed a round with it.
+    var owesRound = false
     var isFrozen = false
     var leaseUntil: BootNanoseconds = 0
     var leaseAsked: BootNanoseconds = 0

@@ -7,12 +7,14 @@ private let full = Ballot(instance: instance, number: 0x1112, node: .b)
 private let memory = VoterMemory(promised: full, accepted: ballot(4, .a))
 
 private let samples: [QuorumMessage.Body] = [
-    .prepare(full, memory: memory), .promise(full, acceptedBallot: ballot(4, .a), accepted: both),
+    .prepare(full, memory: memory), .prepare(full, memory: memory, forced: true),
+    .promise(full, acceptedBallot: ballot(4, .a), accepted: both),
     .accept(full, takenOver, memory: memory), .accepted(full), .refused(full, .prepare, promised: full, .ballot),
     .refused(full, .accept, promised: full, .leaseHeld(remainingMilliseconds: 3999)),
     .refused(full, .accept, promised: full, .restarted(remainingMilliseconds: 1)),
     .leaseRequest(number: 7, heard: 6, epoch: Epoch(rawValue: 5), grantMilliseconds: 4000, memory: memory),
     .leaseGranted(number: 7), .leaseRefused(number: 7, .unheard, accepted: Epoch(rawValue: 9)),
+    .leaseRefused(number: 7, .roundFirst, accepted: Epoch(rawValue: 9)),
     .leaseRelease(number: 8), .empty(birth: 55),
     .seed(birth: 55, mirror: mirror, name: "ledger", promised: full, acceptedBallot: full, accepted: both),
     .nameTaken(by: mirror), .status(.serving, chosen: both, witness: memory),
@@ -64,9 +66,27 @@ private func message(_ body: QuorumMessage.Body) -> QuorumMessage {
         #expect(try AcceptorState(decoding: bytes) == state)
     }
 
-    @Test(arguments: [nil, Epoch(rawValue: 9)]) func aFileWithAnyByteChangedIsRefused(forced: Epoch?) {
+    @Test(arguments: [nil, Epoch(rawValue: 9)]) func goldenBytesOfTheFileOfABarredVoter(forced: Epoch?) throws {
         var state = genesis
         state.forcedEpoch = forced
+        state.promised = full
+        state.leaseBar = full
+        let bytes = state.encoded()
+        #expect(Array(bytes[0..<6]) == [0x4C, 0x53, 0x41, 0x43, 3, 0])
+        let expected: [UInt8] =
+            [forced == nil ? 0 : 9, 0, 0, 0] + [3, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0x12, 0x11, 0, 0, 0, 0, 0, 0, 1]
+        #expect(Array(bytes.suffix(29).prefix(25)) == expected)
+        #expect(try AcceptorState(decoding: bytes) == state)
+        state.promised = genesis.promised
+        let contradicting = state.encoded()
+        #expect(throws: DecodingError.self) { try AcceptorState(decoding: contradicting) }
+    }
+
+    @Test(arguments: [nil, Epoch(rawValue: 9)], [nil, ballot(4, .b)])
+    func aFileWithAnyByteChangedIsRefused(forced: Epoch?, bar: Ballot?) {
+        var state = genesis
+        state.forcedEpoch = forced
+        state.leaseBar = bar
         let bytes = state.encoded()
         for index in bytes.indices {
             var damaged = bytes

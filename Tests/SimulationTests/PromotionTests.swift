@@ -119,6 +119,52 @@ import Testing
         }
     }
 
+    /// The order was recorded in the promoted node's room only: the witness has promised, and the rest never reached it.
+    /// Then the old primary is back, serves for hours, and is lost. What it acknowledged since is more than the
+    /// administrator was told: the order must not be carried out any more.
+    @Test(arguments: seeds) func failure34AHalfRecordedPromotionLosesNothingThatWasWrittenSince(seed: UInt64) {
+        for how in 0..<6 {
+            guard let (world, primary, other) = whole(seed + 600) else { return }
+            world.setCut(between: .a, .b, true)
+            world.run(milliseconds: 6000)
+            #expect(primary.role?.role == .alone)
+            world.setCut(between: primary.voter, .witness, true)
+            #expect(world.run(until: { other.role?.reason == .behind(primary.node) }, milliseconds: 10_000))
+            #expect(primary.role?.role == .frozen)
+            let accepted = world.witness.disk?.accepted
+            let earlier = other.member?.state?.promised ?? .zero
+            promote(world, other)
+            #expect(
+                world.run(until: { world.witness.disk.map { $0.promised > earlier } == true }, milliseconds: 10_000))
+            // Its own disk is slow with the second half; when it is done, nobody hears of it.
+            other.slowDisk = 1500
+            world.after(25 * ms) { world.setCut(other.voter, .witness, true) }
+            #expect(world.run(until: { other.disk?.forcedEpoch != nil }, milliseconds: 3000))
+            #expect(world.witness.disk?.accepted == accepted)
+            if how % 2 == 0 { world.kill(other) }
+            // What the witness has promised outlives its process, and its disk too.
+            if how / 2 == 1 {
+                world.kill(world.witness)
+                world.start(world.witness)
+            }
+            if how / 2 == 2 { world.reinstallWitness() }
+            let before = world.everAcknowledged.count
+            world.setCut(between: primary.voter, .witness, false)
+            // The promoted node will never be back for all that anyone knows: that keeps nobody from serving.
+            #expect(world.run(until: { world.server == primary.node }, milliseconds: 10_000), "\(world.roles)")
+            world.run(milliseconds: 5000)
+            #expect(world.everAcknowledged.count > before + 10)
+            world.kill(primary)
+            other.slowDisk = 5
+            world.start(other)
+            world.setCut(other.voter, .witness, false)
+            world.run(milliseconds: 30_000)
+            #expect(world.server == nil, "seed \(seed), \(how)")
+            #expect(other.role?.role == .wait)
+            expectWholeAgain(world)
+        }
+    }
+
     /// Rule 10: with an empty witness the ordinary way is refused by name; seeding it is an order of its own.
     @Test(arguments: seeds) func failure34AnEmptyWitnessIsSeededByForceOnlyWhenToldTo(seed: UInt64) {
         guard let (world, primary, other) = stale(seed) else { return }

@@ -23,6 +23,11 @@ extension World {
         if case .byForce(let since) = inheritance { isForced = forcedEpochs.insert(since).inserted }
         for (id, write) in acknowledged.sorted(by: { $0.key < $1.key }) where !held.contains(id) {
             if isForced {
+                if case .byForce(let since) = inheritance, let recorded = forcesRecorded[since], write.at > recorded {
+                    violate(
+                        "\(node.node) leads by an order that was recorded at \(recorded / ms) ms, without write \(id), "
+                            + "acknowledged at \(write.at / ms) ms")
+                }
                 acknowledged[id] = nil
                 // From two memories it may be lost with both rooms, as ever; alone it is on the other disk.
                 if write.fsync || write.kills == nil { lostByForce.insert(id) }
@@ -53,6 +58,10 @@ extension World {
         var vote = votes[state.acceptedBallot] ?? (state.accepted, [])
         if vote.decision != state.accepted { violate("ballot \(state.acceptedBallot) has two decisions") }
         vote.voters.insert(voter)
+        let epoch = state.accepted.epoch
+        if forcesRecorded[epoch] == nil, nodes.contains(where: { $0.disk?.forcedEpoch == epoch }) {
+            forcesRecorded[epoch] = now
+        }
         votes[state.acceptedBallot] = vote
         guard vote.voters.count >= 2 else { return }
         if let earlier = chosen[state.accepted.sequence], earlier != state.accepted {

@@ -106,6 +106,7 @@ final class World {
         var fsync: Bool
         /// Acknowledged from two memories: how often each node had been killed by then. nil: not in both.
         var kills: [Int]?
+        var at: UInt64
     }
     var acknowledged: [Int: Acknowledgement] = [:]
     var forgiven = 0
@@ -113,6 +114,8 @@ final class World {
     /// Acknowledged writes that a forced promotion left out.
     var lostByForce: Set<Int> = []
     var forcedEpochs: Set<Epoch> = []
+    /// When a forced promotion was first on the disk of any voter: what is acknowledged later it must not leave out.
+    var forcesRecorded: [Epoch: UInt64] = [:]
     var openings: [(node: NodeID, epoch: Epoch)] = []
     var epochOwners: [Epoch: NodeID] = [:]
     var votes: [Ballot: (decision: Decision, voters: Set<Voter>)] = [:]
@@ -485,7 +488,7 @@ final class World {
             }
         case .acknowledged(let id, let fsync):
             let inBoth = nodes.allSatisfy { $0.data.log.contains { $0.id == id } }
-            acknowledged[id] = Acknowledgement(fsync: fsync, kills: inBoth ? nodes.map(\.kills) : nil)
+            acknowledged[id] = Acknowledgement(fsync: fsync, kills: inBoth ? nodes.map(\.kills) : nil, at: now)
             everAcknowledged.insert(id)
             lastAcknowledgement = now
         case .opened(let decision, let inheritance): opened(node, decision, inheritance)
