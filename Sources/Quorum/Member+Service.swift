@@ -158,6 +158,9 @@ extension Member {
     private mutating func tryToOpen(since: BootNanoseconds, effects: inout [MemberEffect]) {
         guard let known, hasLease, possible.count == 1, proposer.isIdle || proposer.purpose == .confirm else { return }
         guard known.inSync.isOnly(node) || peerFollowing == known.epoch else { return }
+        // A forced decision counts when two logs are compared once this disk knows that it was chosen. Were writes
+        // acknowledged before, and this node died then, its log would be given up for the other one's.
+        guard state?.forcedEpoch == nil || acceptor?.isSettled == true else { return }
         mode = .serving
         servedEpoch = known.epoch
         isFrozen = false

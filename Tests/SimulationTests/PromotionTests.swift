@@ -40,6 +40,23 @@ import Testing
         expectWholeAgain(world)
     }
 
+    /// It serves only when its disk knows that the order was chosen: else it would give its log up after a crash.
+    @Test(arguments: seeds) func failure34APromotedNodeServesOnlyWhenItsDiskSaysThatItMay(seed: UInt64) {
+        guard let (world, primary, other) = stale(seed) else { return }
+        world.run(milliseconds: 10_000)
+        promote(world, other)
+        #expect(world.run(until: { other.disk?.forcedEpoch != nil }, milliseconds: 10_000))
+        other.slowDisk = 1500
+        #expect(world.run(until: { world.server == other.node }, milliseconds: 10_000), "\(world.roles)")
+        #expect(other.disk?.mayBeToldOfLogs == true)
+        let before = world.everAcknowledged.count
+        #expect(world.run(until: { world.everAcknowledged.count > before }, milliseconds: 5000))
+        world.kill(other)
+        for node in [primary, other] { world.start(node) }
+        #expect(world.run(until: { world.isServing }, milliseconds: 30_000), "\(world.roles)")
+        expectWholeAgain(world)
+    }
+
     /// The order is not obeyed while the other node serves, whatever the asker can hear.
     @Test(arguments: seeds) func failure34ANodeIsNotPromotedWhileTheOtherOneServes(seed: UInt64) {
         guard let (world, primary, other) = whole(seed) else { return }

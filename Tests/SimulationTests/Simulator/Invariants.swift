@@ -148,6 +148,7 @@ extension World {
         guard let backup = witness.backup else { return }
         healEverything()
         calmUntil = now + 9_000 * ms
+        witnessIsOldUntil = calmUntil
         kill(witness)
         say("witness restored from a backup")
         witness.disk = backup
@@ -191,7 +192,7 @@ extension World {
         let alone = random.between(1500, 5000) * ms
         if random.chance(300) { calmUntil = now + alone * 2 }
         after(alone) { [unowned self] in
-            guard isStormy else { return }
+            guard isStormy, now >= witnessIsOldUntil else { return }
             if random.chance(300) { setCut(between: primary.voter, .witness, true) } else { kill(primary) }
             setCut(between: .a, .b, true)
             start(other)

@@ -104,7 +104,7 @@ final class World {
     var written = 0
     struct Acknowledgement {
         var fsync: Bool
-        /// Acknowledged from two memories: how often each node had been killed by then. nil: not in both.
+        /// Acknowledged from two memories: how often each node had been killed when it had it. nil: one disk was enough.
         var kills: [Int]?
         var at: UInt64
     }
@@ -123,6 +123,8 @@ final class World {
     var lastAcknowledgement: UInt64 = 0
     var isStormy = false
     var calmUntil: UInt64 = 0
+    /// Until then nothing is lost that remembers more than the witness, which was put back.
+    var witnessIsOldUntil: UInt64 = 0
     /// The bounds on liveness were broken, not safety.
     var isStuck = false
 
@@ -487,8 +489,14 @@ final class World {
                 data(node) { data, now, out in data.flushed(count: count, now: now, out: &out) }
             }
         case .acknowledged(let id, let fsync):
-            let inBoth = nodes.allSatisfy { $0.data.log.contains { $0.id == id } }
-            acknowledged[id] = Acknowledgement(fsync: fsync, kills: inBoth ? nodes.map(\.kills) : nil, at: now)
+            // The other one may have died since it said that it has it.
+            let mayHaveDied = nodes.map { !$0.isUp && !$0.data.log.contains { $0.id == id } }
+            let inBoth = nodes.enumerated().allSatisfy { index, node in
+                mayHaveDied[index] || node.data.log.contains { $0.id == id }
+            }
+            let kills = nodes.enumerated().map { index, node in node.kills - (mayHaveDied[index] ? 1 : 0) }
+            let isByMemory = inBoth && !(node.data.policy.ownDisk && mayHaveDied.contains(true))
+            acknowledged[id] = Acknowledgement(fsync: fsync, kills: isByMemory ? kills : nil, at: now)
             everAcknowledged.insert(id)
             lastAcknowledgement = now
         case .opened(let decision, let inheritance): opened(node, decision, inheritance)
