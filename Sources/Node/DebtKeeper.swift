@@ -25,6 +25,9 @@ import Ring
 ///   harmless;
 /// * while the file is written: the old one stays, and the checkpoint that belongs to it;
 /// * after both nodes are in sync, before the file is gone: it names too much, or does not fit the journal any more.
+///
+/// Writing the file and removing it are done by whatever worker is free, so one is begun only when the other has ended:
+/// else a removal that was late would take away the file of the next time, and with it all that is known.
 final class DebtKeeper {
     private(set) var debt: Debt?
     private let file: DebtFile
@@ -37,6 +40,10 @@ final class DebtKeeper {
     private var confirmed: [(image: Debt.Image, seq: Seq)] = []
     private var waiting: [Request] = []
     private var isFileThere = true
+    private var isRemoving = false
+    private let removal: @Sendable (String) -> Void
+    /// Of what is noted from now on.
+    var budgetBytes = DirtyMap.defaultBudgetBytes
 
     private struct Request {
         var through: Seq
@@ -44,7 +51,12 @@ final class DebtKeeper {
         var done: (Bool) -> Void
     }
 
-    init(file: DebtFile, debt: Debt?, reactor: Reactor, workers: WorkerPool, logger: Logger) {
+    /// - Parameter removal: removes the file.
+    init(
+        file: DebtFile, debt: Debt?, reactor: Reactor, workers: WorkerPool, logger: Logger,
+        removal: @escaping @Sendable (String) -> Void = { try? StateFile.remove($0) }
+    ) {
+        self.removal = removal
         self.file = file
         self.debt = debt
         self.reactor = reactor
@@ -64,7 +76,7 @@ final class DebtKeeper {
     ///   - batches: logged above it; earlier ones may be among them.
     func startNoting(base: Seq, batches: [Batch]) {
         guard debt == nil else { return }
-        var debt = Debt(base: base)
+        var debt = Debt(base: base, budgetBytes: budgetBytes)
         for batch in batches where batch.lastSeq > base { debt.note(batch) }
         self.debt = debt
     }
@@ -105,7 +117,7 @@ final class DebtKeeper {
     func persist(through: Seq, chain: UInt64, done: @escaping (Bool) -> Void) {
         guard debt != nil else { return done(true) }
         waiting.append(Request(through: through, chain: chain, done: done))
-        if !isWriting { write() }
+        if !isWriting, !isRemoving { write() }
     }
 
     /// The worker's copy: given up before the data thread goes on, so that noting copies nothing.
@@ -123,7 +135,7 @@ final class DebtKeeper {
         guard let debt, let last = waiting.max(by: { $0.through < $1.through }) else { return }
         let requests = waiting
         waiting = []
-        fresh = DirtyMap()
+        fresh = DirtyMap(budgetBytes: budgetBytes)
         isFileThere = true
         let copy = Copy(DebtFile.Contents(through: last.through, chain: last.chain, debt: debt))
         let file = file
@@ -158,10 +170,25 @@ final class DebtKeeper {
 
     /// Only tidiness: a file that stays is refused by the next start, or names more than it must.
     private func removeFile() {
-        guard isFileThere, !isWriting else { return }
+        guard isFileThere, !isWriting, !isRemoving else { return }
         isFileThere = false
+        isRemoving = true
         let path = file.path
-        workers.submit { try? StateFile.remove(path) }
+        let removal = removal
+        let handle = reactor.handle
+        let bound = ThreadBound({ [self] in removed() })
+        workers.submit {
+            removal(path)
+            _ = handle.post { bound.value() }
+        }
+    }
+
+    private func removed() {
+        isRemoving = false
+        guard !waiting.isEmpty else { return }
+        guard debt == nil else { return write() }
+        for request in waiting { request.done(true) }
+        waiting = []
     }
 }
 
