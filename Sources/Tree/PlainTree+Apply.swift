@@ -155,7 +155,8 @@ extension PlainTree {
         try setAll(object.fd, type: object.type, wanted, xattrs + labels)
     }
 
-    private static let capabilityXattr: FileName = Array("security.capability".utf8)
+    /// The kernel takes it away with every change of contents or owner.
+    static let capabilityXattr: FileName = Array("security.capability".utf8)
 
     private func checkXattr(_ name: FileName) throws(TreeError) {
         guard !name.starts(with: PlainTree.ownXattrPrefix) else {

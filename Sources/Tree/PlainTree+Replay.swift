@@ -108,8 +108,10 @@ extension PlainTree {
             try step()
             try removeFromStaging(name)
         }
+        let kept = try whatRepairsKeep(plan)
         try redoSizes(plan, step)
         result.bytes = try redoData(plan, batches, step)
+        try giveBack(kept)
         try redoAttributes(plan, step)
         try sync()
         result.isImaging = endsInImages
@@ -369,6 +371,39 @@ extension PlainTree {
             throw TreeError("read again", "record \(survivors[next].piece.seq) of the journal", code: EIO)
         }
         return total
+    }
+
+    private struct Kept {
+        var mtime: Int64?
+        var capability: [UInt8]?
+    }
+
+    /// A repair gives a file bytes that the other room has, and changes nothing else. Redone, it must not either: the
+    /// record is in both journals, and only one of the rooms may have crashed. (Killed between writing the bytes and
+    /// giving back the time, a file keeps the new one; the next verification finds that.)
+    private func whatRepairsKeep(_ plan: ReplayPlan) throws(TreeError) -> [FileID: Kept] {
+        var kept: [FileID: Kept] = [:]
+        for file in survivingFiles(plan) {
+            guard let object = plan.objects[file], object.keepsTime || object.keepsCapability,
+                try referenceIfKnown(to: file) != nil
+            else { continue }
+            var before = Kept()
+            try withDescriptor(of: file, writable: false) { (fd) throws(TreeError) in
+                if object.keepsTime { before.mtime = FileStatus(try System.stat(fd), file: file).attributes.mtime }
+                if object.keepsCapability { before.capability = try System.xattr(fd, PlainTree.capabilityXattr) }
+            }
+            kept[file] = before
+        }
+        return kept
+    }
+
+    private func giveBack(_ kept: [FileID: Kept]) throws(TreeError) {
+        for (file, before) in kept {
+            try withDescriptor(of: file, writable: false) { (fd) throws(TreeError) in
+                if let value = before.capability { try System.setXattr(fd, PlainTree.capabilityXattr, value) }
+                if let mtime = before.mtime { try System.setTimes(fd, atime: nil, mtime: mtime) }
+            }
+        }
     }
 
     /// Whether the file is there to be written; only in a tree that is behind it may not be.

@@ -25,6 +25,11 @@ struct ReplayPlan {
         var xattrs: [FileName: [UInt8]?] = [:]
         /// All extended attributes are in `xattrs`; others go.
         var hasAllXattrs = false
+        /// A repair wrote bytes: what no record sets stays as it is, though the kernel changes it with the bytes.
+        var isRepaired = false
+
+        var keepsTime: Bool { isRepaired && !mask.contains(.mtime) }
+        var keepsCapability: Bool { isRepaired && !hasAllXattrs && xattrs[PlainTree.capabilityXattr] == nil }
     }
 
     struct Birth {
@@ -48,8 +53,6 @@ struct ReplayPlan {
     private(set) var endsInImages: Bool?
 
     private static let acl: FileName = Array("system.posix_acl_access".utf8)
-    /// The kernel takes it away with every change of contents or owner.
-    private static let capability: FileName = Array("security.capability".utf8)
 
     mutating func add(_ seq: Seq, _ record: Record) {
         records += 1
@@ -59,6 +62,7 @@ struct ReplayPlan {
         case .epochStart, .verify: break
         case .repair(let file, let offset):
             objects[file, default: Object()].bytes.write(seq, offset: offset, length: UInt64(record.payload.length))
+            objects[file]?.isRepaired = true
         case .repairFile(let file, let attributes, let xattrs):
             setAll(file, attributes, xattrs, seq)
             objects[file]?.mask.remove(.atime)
@@ -140,7 +144,7 @@ struct ReplayPlan {
     private mutating func changedContents(_ file: FileID, _ time: Int64) {
         objects[file]?.attributes.mtime = time
         objects[file]?.mask.insert(.mtime)
-        objects[file]?.xattrs.updateValue(nil, forKey: ReplayPlan.capability)
+        objects[file]?.xattrs.updateValue(nil, forKey: PlainTree.capabilityXattr)
     }
 
     private mutating func set(
@@ -153,7 +157,7 @@ struct ReplayPlan {
             object.mask.insert(.mtime)
         }
         if !mask.isDisjoint(with: [.size, .uid, .gid]) {
-            object.xattrs.updateValue(nil, forKey: ReplayPlan.capability)
+            object.xattrs.updateValue(nil, forKey: PlainTree.capabilityXattr)
         }
         if mask.contains(.mode) {
             object.attributes.mode = attributes.mode

@@ -16,7 +16,7 @@ func batches(of drawn: [Generator.Drawn], from first: Seq = Seq(rawValue: 1), si
         writer.put(raw: [UInt8](repeating: 0, count: BatchHeader.byteCount))
         var records: [Record] = []
         for drawn in piece {
-            let isWrite = drawn.record.body.kind == .write
+            let isWrite = drawn.record.body.kind == .write || drawn.record.body.kind == .repair
             var record = drawn.record
             record.payload = .none
             records.append(
@@ -158,6 +158,55 @@ extension PlainTree {
         for record in drawn[..<60] { model.apply(record.record, payload: record.payload) }
         _ = try tree.replay(drawn, after: 0, through: 60)
         try expectSame(tree, model)
+    }
+
+    /// The record of a repair is in both journals; only the room that crashed replays it.
+    @Test func aRepairThatIsRedoneChangesBytesAndNothingElse() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        let id = { (number: Int) in FileID(rawValue: 7 << 40 | UInt64(number)) }
+        // CAP_NET_RAW, permitted: version 2 of the kernel's format.
+        let capability: [UInt8] = [1, 0, 0, 2, 0, 0x20] + [UInt8](repeating: 0, count: 14)
+        var drawn = [1, 2].map { number in
+            Generator.Drawn(
+                record: Record(
+                    time: 5,
+                    body: .create(
+                        file: id(number), parent: .root, name: Array("f\(number)".utf8),
+                        attributes: FileAttributes(
+                            mode: S_IFREG | 0o755, uid: 0, gid: 0, size: 9000, mtime: 1_000_000_007),
+                        target: [], xattrs: [])), payload: [])
+        }
+        for number in [1, 2] {
+            drawn.append(
+                Generator.Drawn(
+                    record: Record(
+                        time: 6,
+                        body: .setXattr(
+                            file: id(number), name: Array("security.capability".utf8), value: capability)),
+                    payload: []))
+        }
+        let checkpoint = drawn.count
+        func add(_ body: RecordBody) {
+            drawn.append(
+                Generator.Drawn(
+                    record: Record(time: 2_000_000_009, body: body, payload: .inline(offset: 0, length: 3, checksum: 0)),
+                    payload: [7, 7, 7]))
+        }
+        add(.repair(file: id(1), offset: 4000))
+        // What the application wrote counts, whatever was repaired before or after.
+        add(.write(file: id(2), offset: 100))
+        add(.repair(file: id(2), offset: 4000))
+        for record in drawn { try tree.apply(record) }
+        let before = try [1, 2].map { try tree.status(of: id($0)).attributes }
+        #expect(before[0].mtime == 1_000_000_007 && before[1].mtime == 2_000_000_009)
+        for _ in 0..<2 {
+            _ = try tree.replay(drawn, after: checkpoint)
+            #expect(try [1, 2].map { try tree.status(of: id($0)).attributes } == before)
+            #expect(try tree.xattr(of: id(1), name: Array("security.capability".utf8)) == capability)
+            #expect(try tree.xattr(of: id(2), name: Array("security.capability".utf8)) == nil)
+            #expect(try tree.contents(id(1))[4000..<4003] == [7, 7, 7])
+        }
     }
 
     @Test func aTreeThatIsNotTheJournalsIsRefused() throws {
