@@ -55,6 +55,8 @@ enum ResyncLimits {
     static let probes = 64
     static let probesOfFile = 8
     static let waitingProbes = 128
+    /// Objects looked at in one call.
+    static let looks = 512
     /// Files under way at once.
     static let files = 128
     /// After so many tries without a quiet moment the names of a directory are held for one reading.

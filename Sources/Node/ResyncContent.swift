@@ -64,6 +64,16 @@ struct ContentPiece: Sendable {
 }
 
 extension PlainTree {
+    /// The type bits of an object; 0 when it is gone.
+    func typeIfThere(_ file: FileID) throws(TreeError) -> UInt32 {
+        do throws(TreeError) {
+            return try status(of: file).attributes.mode & S_IFMT
+        } catch {
+            guard error.code == ESTALE || error.code == ENOENT else { throw error }
+            return 0
+        }
+    }
+
     /// The next data from `offset` on; `UInt64.max` when only a hole, or nothing, follows.
     func nextData(_ file: FileID, from offset: UInt64) throws(TreeError) -> UInt64 {
         do throws(TreeError) {

@@ -11,7 +11,8 @@ import Tree
 ///  invite      resyncStart(ranges) ─▶ the other one has everything up to `through` in its files and on disk
 ///                                     its log begins anew, incomplete, with the number, durable
 ///              resyncReady         ◀─
-///  walk        directories whose names changed; files: size, changed ranges, attributes
+///  look        at what counts as changed as a whole: is it a directory?
+///  walk        directories whose names changed, from the root down; files: size, changed ranges, attributes
 ///  confirm     an image is owed no more when both disks have its record
 ///  end         as after a comparison
 /// ```
@@ -79,13 +80,23 @@ extension ResyncSource {
         unknown = owedUnknown
         for file in owed.map.files where !unknown.contains(file) {
             guard let changes = owed.map.changes(of: file) else { continue }
-            // Of wholes nobody knows yet what they are.
-            if changes.hasNames, !changes.hasContent { enqueue(file) } else { owedFiles.append(file) }
+            if isWhole(changes) {
+                wholes.append(file)
+            } else if changes.hasNames {
+                enqueue(file)
+            } else {
+                owedFiles.append(file)
+            }
         }
         if way == .resume {
             // Records that come again may place what the other node does not have, or not where it belongs.
             for file in debt.since.files where !unknown.contains(file) {
-                if let changes = debt.since.changes(of: file), changes.hasNames { enqueueIfDirectory(file) }
+                guard let changes = debt.since.changes(of: file), changes.hasNames else { continue }
+                if !isWhole(changes) {
+                    enqueue(file)
+                } else if owed.map.changes(of: file).map({ !isWhole($0) }) ?? true {
+                    wholes.append(file)
+                }
             }
         }
         progress.bytesTotal = owed.map.extentBytes
@@ -93,6 +104,46 @@ extension ResyncSource {
 
     func owed(_ file: FileID) -> DirtyMap.Changes? {
         kind == .comparison ? nil : plane.keeper.debt?.owed?.map.changes(of: file)
+    }
+
+    /// Of what counts as changed as a whole nobody knows yet what it is.
+    private func isWhole(_ changes: DirtyMap.Changes) -> Bool { changes.hasNames && changes.hasContent }
+
+    /// Finds the directories among what counts as changed as a whole. The images of directories have an order
+    /// (`isInPlace`), so all that are owed must be known before the first is sent.
+    ///
+    /// - Returns: whether all are known.
+    func lookAtWholes() -> Bool {
+        while nextWhole < wholes.count, jobs < ResyncLimits.jobs {
+            let batch = Array(wholes[nextWhole..<min(nextWhole + ResyncLimits.looks, wholes.count)])
+            nextWhole += batch.count
+            looksReading += 1
+            read { tree throws(TreeError) in
+                var types: [UInt32] = []
+                for file in batch { types.append(try tree.typeIfThere(file)) }
+                return types
+            } then: { [self] result, _ in
+                looksReading -= 1
+                switch result {
+                case .failure(let error): _ = isGone(error)
+                case .success(let types): found(Array(zip(batch, types)))
+                }
+            }
+        }
+        guard nextWhole == wholes.count, looksReading == 0 else { return false }
+        wholes = []
+        nextWhole = 0
+        return true
+    }
+
+    private func found(_ objects: [(file: FileID, type: UInt32)]) {
+        for (file, type) in objects {
+            switch type {
+            case 0: continue
+            case S_IFDIR: enqueue(file)
+            default: if owed(file) != nil { owedFiles.append(file) }
+            }
+        }
     }
 
     /// Lets the next objects in.
@@ -105,7 +156,7 @@ extension ResyncSource {
         }
     }
 
-    /// Of an object that counts as changed as a whole: what is it?
+    /// Of a file that counts as changed as a whole, or something like one: what is it?
     func look(_ task: FileComparison) {
         guard jobs < ResyncLimits.jobs else { return }
         task.isBusy = true
@@ -116,9 +167,6 @@ extension ResyncSource {
             task.isBusy = false
             switch result {
             case .failure(let error): if isGone(error) { gone(task) }
-            case .success(S_IFDIR):
-                enqueue(file)
-                gone(task)
             case .success(let type): task.stage = type == S_IFREG ? .size : .attributes
             }
         }
@@ -144,8 +192,6 @@ extension ResyncSource {
             enqueue(parent)
         }
     }
-
-    private func enqueueIfDirectory(_ file: FileID) { onDirectory(file) { [weak self] in self?.enqueue(file) } }
 
     private func onDirectory(_ file: FileID, _ work: @escaping () -> Void) {
         pendingMoves += 1

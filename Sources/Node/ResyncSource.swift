@@ -73,6 +73,10 @@ final class ResyncSource: ResyncSession {
     /// Of the objects owed, those that are walked next.
     var owedFiles: [FileID] = []
     var nextOwedFile = 0
+    /// Of what is owed as a whole: the directories among them are found first.
+    var wholes: [FileID] = []
+    var nextWhole = 0
+    var looksReading = 0
     /// Moves of which it is not known yet whether a directory was moved.
     var pendingMoves = 0
     var directories: [FileID] = [.root]
@@ -235,6 +239,7 @@ final class ResyncSource: ResyncSession {
             moves.removeAll()
         }
         guard applied >= startSeq, plane.log.core.follower != nil else { return }
+        guard lookAtWholes() else { return }
         logImages()
         imageDirectories()
         if directories.isEmpty, directoriesReading == 0 { progress.phase = "files" }
