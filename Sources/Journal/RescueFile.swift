@@ -172,27 +172,40 @@ public struct RescueWriter: Sendable {
 
     private struct Found {
         var locations: [BatchLocation] = []
+        /// Behind them: never in the journal.
+        var queued: [Batch] = []
+        var incarnation: UInt64
         var missing: [String] = []
-        var bytes: Int { locations.reduce(RescueHeader.byteCount) { $0 + $1.length } }
+        var count: Int { locations.count + queued.count }
+        var first: Seq? { locations.first?.firstSeq ?? queued.first?.firstSeq }
+        var last: Seq? { queued.last?.lastSeq ?? locations.last?.lastSeq }
+        var chain: UInt64 { queued.last?.header.chain ?? locations.last?.chain ?? 0 }
+        var bytes: Int {
+            queued.reduce(locations.reduce(RescueHeader.byteCount) { $0 + $1.length }) { $0 + $1.header.diskLength }
+        }
     }
 
-    /// Everything above `common` that can be read, durable when it returns. Blocking; the journal must be at rest.
+    /// Everything above `common` that can be read, durable when it returns. Blocking; what is saved from the journal must
+    /// be at rest there.
     ///
-    /// - Parameter last: the last record of the log.
+    /// - Parameters:
+    ///   - last: the last record of the log.
+    ///   - queued: the end of the log, if that waits in memory for room in the journal.
     /// - Throws: when it cannot be saved whole: no room, too many rescue journals, an I/O error. Then nothing may be cut.
-    public func save(above common: Seq, through last: Seq, now: Int64) throws(JournalError) -> RescueResult {
+    public func save(
+        above common: Seq, through last: Seq, queued: [Batch] = [], now: Int64
+    ) throws(JournalError) -> RescueResult {
         let reader = try JournalReader(path: journal)
         let map = try JournalMap(image: reader, mirror: nil)
-        let found = look(map, reader, above: common, through: last)
-        let chain = found.locations.last?.chain ?? 0
-        let digits = String(chain, radix: 16)
-        let first = found.locations.first?.firstSeq ?? common.next
+        let found = look(map, reader, above: common, through: last, queued)
+        let digits = String(found.chain, radix: 16)
+        let first = found.first ?? common.next
         let name = "records-\(first)-\(last)-" + String(repeating: "0", count: 16 - digits.count) + digits
         let path = directory + "/" + name + RescueWriter.suffix
         let header = RescueHeader(
             node: map.report.superblock.node, mirror: map.report.superblock.mirror,
             nodeInstance: map.report.superblock.nodeInstance, common: common, last: last, firstSaved: first,
-            lastSaved: found.locations.last?.lastSeq ?? .zero, batches: UInt32(found.locations.count),
+            lastSaved: found.last ?? .zero, batches: UInt32(found.count),
             missing: UInt32(found.missing.count), savedAt: now, byteLength: UInt64(found.bytes))
         if let there = try existing(path) {
             guard there.common <= common, there.batches >= header.batches else {
@@ -205,23 +218,27 @@ public struct RescueWriter: Sendable {
         return RescueResult(path: path, header: header, missing: found.missing, wasThere: false)
     }
 
-    private func look(_ map: JournalMap, _ reader: JournalReader, above common: Seq, through last: Seq) -> Found {
-        var found = Found()
+    private func look(
+        _ map: JournalMap, _ reader: JournalReader, above common: Seq, through last: Seq, _ queued: [Batch]
+    ) -> Found {
+        var found = Found(incarnation: map.report.superblock.incarnation.rawValue)
         var next = common.next
+        // What is in memory counts, also if a part of it gets room in the journal meanwhile.
+        let firstQueued = queued.first?.firstSeq ?? Seq(rawValue: .max)
         let note = { (first: Seq, last: Seq, why: String, found: inout Found) in
             found.missing.append("\(first == last ? "record \(first)" : "records \(first) to \(last)"): \(why)")
         }
         for segment in map.segments {
             switch segment {
             case .batch(let location):
-                guard location.lastSeq > common else { continue }
+                guard location.lastSeq > common, location.firstSeq < firstQueued else { continue }
                 if location.firstSeq > next {
                     note(next, location.firstSeq.previous, "no longer in the journal", &found)
                 }
                 found.locations.append(location)
                 next = max(next, location.lastSeq.next)
             case .damaged(let first, let through, let position):
-                guard through > common else { continue }
+                guard through > common, first < firstQueued else { continue }
                 note(first, through, "damaged\(position.map { " at journal offset \($0)" } ?? "")", &found)
                 next = max(next, through.next)
                 // Of a batch whose head can be read, what is readable is saved.
@@ -229,6 +246,11 @@ public struct RescueWriter: Sendable {
                     found.locations.append(BatchLocation(header))
                 }
             }
+        }
+        for batch in queued where batch.lastSeq > common {
+            if batch.firstSeq > next { note(next, batch.firstSeq.previous, "not in the journal", &found) }
+            found.queued.append(batch)
+            next = batch.lastSeq.next
         }
         if next <= last { note(next, last, "not in the journal", &found) }
         return found
@@ -298,6 +320,10 @@ public struct RescueWriter: Sendable {
                 try copy(location, reader, to: descriptor, at: offset, temporary)
                 offset += location.length
             }
+            for batch in found.queued {
+                try copy(batch, found.incarnation, to: descriptor, at: offset, temporary)
+                offset += batch.header.diskLength
+            }
             let page = Pages(header.encoded())
             try unsafe writeFully(descriptor, at: 0, page.constBytes, temporary)
             guard fsync(descriptor) == 0 else { throw JournalError.system(errno, "cannot flush", temporary) }
@@ -328,6 +354,19 @@ public struct RescueWriter: Sendable {
         header.position = UInt64(offset)
         unsafe pages.bytes.copyBytes(from: header.encoded())
         try unsafe writeFully(descriptor, at: offset, pages.constBytes, name)
+    }
+
+    private func copy(
+        _ batch: Batch, _ incarnation: UInt64, to descriptor: Int32, at offset: Int, _ name: String
+    ) throws(JournalError) {
+        var header = batch.header
+        header.incarnation = incarnation
+        header.position = UInt64(offset)
+        let meta = Pages(count: unsafe batch.meta.count)
+        unsafe meta.bytes.copyMemory(from: batch.meta)
+        unsafe meta.bytes.copyBytes(from: header.encoded())
+        try unsafe writeFully(descriptor, at: offset, meta.constBytes, name)
+        try unsafe writeFully(descriptor, at: offset + meta.constBytes.count, batch.payload, name)
     }
 
     private func writeFully(

@@ -325,6 +325,9 @@ final class MirrorLog {
         onProgress?()
     }
 
+    /// Batches that wait for room in the journal.
+    var queued: [Batch] { journalQueue }
+
     /// Forgets queued batches above `seq`: the journal has never seen them.
     func dropQueued(above seq: Seq) { journalQueue.removeAll { $0.firstSeq > seq } }
 

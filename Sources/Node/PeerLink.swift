@@ -481,11 +481,12 @@ final class PeerLink {
         else { return work() }
         let expected = generation
         stage = .awaitingCut
-        // A damaged log has no more on its disk than this.
-        whenDurable(log.core.last, expected) { [self] in
+        // A damaged log has no more on its disk than this. What waits for room in the journal might wait for ever.
+        let queued = log.queued
+        whenDurable(queued.first?.firstSeq.previous ?? log.core.last, expected) { [self] in
             rescue.save(
-                above: common, through: last, now: log.wallClock(), isWanted: { [self] in expected == generation },
-                then: work)
+                above: common, through: last, queued: queued, now: log.wallClock(),
+                isWanted: { [self] in expected == generation }, then: work)
         }
     }
 

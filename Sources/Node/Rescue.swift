@@ -11,7 +11,7 @@ import Ring
 ///  told to cut, or to begin anew ─▶ may it have been acknowledged? ─no──────────────────────────▶ cut or reset
 ///                                        │ yes (DivergedTail)                                          ▲
 ///                                        ▼                                                             │
-///                            all of it on this disk ─▶ rescue journal, durable ── everything there ────┤
+///              what the journal has on this disk ─▶ rescue journal, durable ── everything there ──────┤
 ///                                                          │ not saved whole                           │
 ///                                                          ▼                                           │
 ///                                            held back, in `status` ── `lockstep rejoin --discard` ────┘
@@ -21,6 +21,9 @@ import Ring
 /// the same file, which is there already or is written anew. If the connection is lost while it is written, the file
 /// stays and is found. What cannot be saved (no room, an error, records older than the journal, damage) holds this node
 /// back: it takes part in nothing until an administrator has mended the cause, or says in words that it may go.
+///
+/// What waits in memory for room in the journal is saved from there: nothing here is applied any more, so a journal that
+/// is full of records that are not committed gets no room before the cut.
 final class Rescue {
     let directory: String
     private let journal: String
@@ -41,6 +44,7 @@ final class Rescue {
     private struct Request {
         var common: Seq
         var last: Seq
+        var queued: [Batch]
         var now: Int64
         /// Whether it may go on now; not called when the answer is no.
         var isWanted: () -> Bool
@@ -57,10 +61,15 @@ final class Rescue {
     }
 
     /// Saves everything above `common`, then goes on if it is still wanted.
+    /// - Parameter queued: the end of the log that is not in the journal.
     func save(
-        above common: Seq, through last: Seq, now: Int64, isWanted: @escaping () -> Bool, then: @escaping () -> Void
+        above common: Seq, through last: Seq, queued: [Batch], now: Int64, isWanted: @escaping () -> Bool,
+        then: @escaping () -> Void
     ) {
-        let request = Request(common: common, last: last, now: now, isWanted: isWanted, then: then)
+        save(Request(common: common, last: last, queued: queued, now: now, isWanted: isWanted, then: then))
+    }
+
+    private func save(_ request: Request) {
         guard !isSaving else {
             waiting = request
             return
@@ -68,14 +77,17 @@ final class Rescue {
         isSaving = true
         logger.critical(
             """
-            records \(common.next) to \(last) are not part of the mirror any more, and may have been acknowledged here: \
+            records \(request.common.next) to \(request.last) are not part of the mirror any more, and may have been acknowledged here: \
             they are saved in \(directory) before they are given up
             """)
         let writer = RescueWriter(directory: directory, journal: journal)
+        let (common, last, queued, now) = (request.common, request.last, request.queued, request.now)
         let handle = reactor.handle
         let bound = ThreadBound({ [self] (result: Result<RescueResult, JournalError>) in saved(result, request) })
         workers.submit {
-            let result = Result { () throws(JournalError) in try writer.save(above: common, through: last, now: now) }
+            let result = Result { () throws(JournalError) in
+                try writer.save(above: common, through: last, queued: queued, now: now)
+            }
             _ = handle.post { bound.value(result) }
         }
     }
@@ -86,8 +98,7 @@ final class Rescue {
         if let next = waiting {
             // Planned anew meanwhile.
             waiting = nil
-            return save(
-                above: next.common, through: next.last, now: next.now, isWanted: next.isWanted, then: next.then)
+            return save(next)
         }
         guard request.isWanted() else { return }
         switch result {
