@@ -123,7 +123,6 @@ extension Journal {
         while let first = index.first, end - first.address > layout.bodyBytes {
             precondition(
                 first.lastSeq <= superblock.checkpointSeq, "a record that is still needed would be overwritten")
-            noteRetention(first.lastSeq)
             index.removeFirst()
         }
     }

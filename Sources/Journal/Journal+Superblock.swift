@@ -231,7 +231,6 @@ extension Journal {
             lastChain = chain
             durableSeq = seq
             committedSeq = min(committedSeq, seq)
-            retentionLost = false
             editSuperblock { superblock in
                 superblock.incarnation = next
                 superblock.cutSeq = seq

@@ -105,12 +105,6 @@ public final class Journal {
     public var listsWhenIdle = true
     var isListingIdle = false
 
-    /// The first seq that the other node may still need. It only protects what nothing else needs: catch-up space is
-    /// overwritten when records that have not been applied need room, and then `retentionLost` says so.
-    public var retainFrom: Seq?
-    /// Whether something at or above `retainFrom` has been overwritten.
-    public internal(set) var retentionLost = false
-
     /// Opens a journal, recovers it (blocking: it reads everything above the checkpoint), and makes what recovery
     /// decided durable. `report` says what that was; a damaged journal opens too, but only to be repaired.
     ///
@@ -260,8 +254,6 @@ public final class Journal {
 
     /// What is known to be committed; goes into later superblocks. The node puts it into the headers of its batches.
     public func noteCommitted(_ seq: Seq) { committedSeq = max(committedSeq, min(seq, lastSeq)) }
-
-    func noteRetention(_ seq: Seq) { if let retainFrom, seq >= retainFrom { retentionLost = true } }
 
     // MARK: failure
 

@@ -12,7 +12,7 @@ internal import Synchronization
 /// ```
 ///  data thread                                    worker threads
 ///    submit ──> ConflictSchedule ── runs ───────────> PlainTree.apply
-///    onApplied, onWatermark <── one post for all ──── results
+///    onWatermark <── one post for all ─────────── results
 /// ```
 ///
 /// Hand-overs cost more than a 4 KiB write, so they are few: the records that are ready are dealt out in one job for
@@ -22,8 +22,6 @@ public final class Applier {
     public let tree: PlainTree
     /// Changes when a node is promoted or steps down, and when its copy becomes incomplete or complete.
     public var role: ApplyRole
-    /// A record is in the plain files. Not in the order of the records.
-    public var onApplied: (Seq) -> Void = { _ in }
     /// Everything up to here is in the plain files.
     public var onWatermark: (Seq) -> Void = { _ in }
     /// What this node found at a record of a verification, before any later record of that file was applied.
@@ -304,7 +302,6 @@ public final class Applier {
         while done < batches.count, batches[done].lastSeq <= schedule.lowWatermark { done += 1 }
         if done > 0 { batches.removeFirst(done) }
         deal()
-        for seq in finished { onApplied(seq) }
         for (seq, check, outcome) in verified { onVerified(seq, check, outcome) }
         if schedule.lowWatermark > before { onWatermark(schedule.lowWatermark) }
         if let firstFailure { onFailure(firstFailure.seq, firstFailure.error) }
