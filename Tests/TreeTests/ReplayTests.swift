@@ -190,7 +190,8 @@ extension PlainTree {
         func add(_ body: RecordBody) {
             drawn.append(
                 Generator.Drawn(
-                    record: Record(time: 2_000_000_009, body: body, payload: .inline(offset: 0, length: 3, checksum: 0)),
+                    record: Record(
+                        time: 2_000_000_009, body: body, payload: .inline(offset: 0, length: 3, checksum: 0)),
                     payload: [7, 7, 7]))
         }
         add(.repair(file: id(1), offset: 4000))
