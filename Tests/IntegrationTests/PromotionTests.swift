@@ -29,6 +29,36 @@ extension WholeSystem {
                 .map { String(decoding: $0, as: UTF8.self) }
         }
 
+        /// The answer of `lockstep promote --json`, and its exit status.
+        private func promoteAsJSON(_ cluster: Cluster, _ node: ClusterNode, _ arguments: [String] = []) throws
+            -> (status: Int32, answer: [String: Any])
+        {
+            let output = try node.room.run(
+                [
+                    Cluster.programs + "/lockstep", "promote", "--json", "--config", Cluster.configurationFile,
+                    "--node", node.name,
+                ] + arguments, within: 90)
+            let object = try JSONSerialization.jsonObject(with: Data(output.output.utf8)) as? [String: Any]
+            return (output.status, try #require(object, "\(output)"))
+        }
+
+        /// What docs/operations.md says of it.
+        private func expectKeys(_ answer: [String: Any]) throws {
+            let always: Set<String> = [
+                "node", "otherNode", "lastRecord", "lastRecordEpoch", "knownDecision", "knownEpoch", "knownInSync",
+                "daemonSeconds", "witness", "lost",
+            ]
+            let sometimes: Set<String> = [
+                "refusal", "lastRecordTime", "lastRecordAgeSeconds", "knownPrimary", "otherHeardSeconds",
+            ]
+            try #require(Set(answer.keys) == ["report", "outcome"])
+            let report = try #require(answer["report"] as? [String: Any])
+            try #require(always.isSubset(of: report.keys), "missing: \(always.subtracting(report.keys))")
+            try #require(
+                Set(report.keys).isSubset(of: always.union(sometimes)),
+                "unknown: \(Set(report.keys).subtracting(always.union(sometimes)))")
+        }
+
         /// Beta is lost, alpha writes alone and is lost; beta is back, and waits.
         private func strandBeta(_ cluster: Cluster) throws -> String {
             let word = String(UInt64.random(in: 0...UInt64.max), radix: 36)
@@ -71,6 +101,15 @@ extension WholeSystem {
                 let early = try promote(cluster, cluster.beta, ["--accept-loss"])
                 try #require(early.status == 1 && early.text.contains("alpha serves"), "\(early)")
                 let word = try strandBeta(cluster)
+
+                // The same for programs.
+                let asJSON = try promoteAsJSON(cluster, cluster.beta)
+                try expectKeys(asJSON.answer)
+                let report = try #require(asJSON.answer["report"] as? [String: Any])
+                try #require(asJSON.status == 1 && asJSON.answer["outcome"] as? String == "notOrdered")
+                try #require(report["node"] as? String == "beta" && report["otherNode"] as? String == "alpha")
+                try #require(report["refusal"] == nil && (report["lost"] as? [String])?.isEmpty == false)
+                try #require((report["lastRecord"] as? Int ?? 0) > 0 && report["lastRecordTime"] is String)
 
                 // Asked without the flag: the loss is named, and nothing is changed.
                 let decision = try #require(cluster.status(cluster.beta)).decision
@@ -115,6 +154,47 @@ extension WholeSystem {
                 // It is one mirror again: beta's room is lost, and alpha takes over with everything since.
                 try client.waitForTransfers(within: Small.stepSecondsMax)
                 try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
+        /// Alpha and the witness's disk are lost: there is no second room to decide with, and only an order of its own makes
+        /// beta give the new witness its memory.
+        @Test func failure34AnEmptyWitnessIsSeededByForceOnlyWhenToldTo() throws {
+            try Harness.withCluster(configure: Small.configuration) { cluster in
+                let guardian = AddressGuard(cluster)
+                defer { guardian.stop() }
+                let word = try strandBeta(cluster)
+                try cluster.witness.killAll()
+                try cluster.witness.reboot()
+                try cluster.witness.succeed(["find", "/var/lib/lockstep-witness", "-mindepth", "1", "-delete"])
+                try cluster.startWitness()
+                try cluster.waitFor(cluster.beta, "finds the witness empty") { $0.witnessState == "empty" }
+
+                let refused = try promoteAsJSON(cluster, cluster.beta, ["--accept-loss"])
+                try expectKeys(refused.answer)
+                try #require(refused.status == 1 && refused.answer["outcome"] as? String == "refused")
+                let why = (refused.answer["report"] as? [String: Any])?["refusal"] as? String
+                try #require(why?.contains("--seed-witness") == true, "\(refused)")
+                try cluster.watchThatDoesNotServe(cluster.beta, for: Small.temptationSeconds)
+                try #require(cluster.status(cluster.beta)?.witnessState == "empty")
+
+                let done = try promoteAsJSON(cluster, cluster.beta, ["--accept-loss", "--seed-witness"])
+                try expectKeys(done.answer)
+                try #require(done.status == 0 && done.answer["outcome"] as? String == "serves", "\(done)")
+                try cluster.waitFor(cluster.beta, "serves alone") { $0.role == "ALONE" }
+                try write("only since", to: "new.txt", on: cluster.beta)
+
+                try cluster.bringBack(cluster.alpha)
+                try expectInSyncAgain(cluster, primary: cluster.beta)
+                for node in cluster.nodes {
+                    try #require(content("new.txt", on: node) == "only since")
+                    try #require(content("common.txt", on: node) == "both have \(word)")
+                    try #require(content("lost.txt", on: node) == nil)
+                }
+                try #require(try rescues(cluster, cluster.alpha).count == 1)
+                try #require(cluster.status(cluster.beta)?.witnessState == "answering")
+                guardian.stop()
+                try guardian.check()
             }
         }
 

@@ -29,6 +29,10 @@ public struct NodeStatus: Sendable {
     public var explanation: String
     /// Records that the other node does not have on its disk; nil when unknown.
     public var behindRecords: Int?
+    /// Room in this node's journal, its last record, and the last one that the plain files have for certain.
+    public var journalFreeBytes: Int?
+    public var lastRecord: Int?
+    public var checkpointRecord: Int?
     /// Whether this node holds the virtual addresses.
     public var holdsAddress: Bool
     /// How the other node was last brought back: journal, ranges, comparison; nil if it never was.
@@ -69,6 +73,9 @@ public struct NodeStatus: Sendable {
         lastTakeoverTime = value("lastTakeover.time") as? String
         explanation = value("explanation") as? String ?? ""
         behindRecords = integer("peer.behindRecords")
+        journalFreeBytes = integer("log.journalFreeBytes")
+        lastRecord = integer("log.lastSeq")
+        checkpointRecord = integer("log.checkpointSeq")
         let addresses = value("addresses") as? [[String: Any]] ?? []
         holdsAddress = addresses.contains { ($0["held"] as? NSNumber)?.boolValue == true }
         resyncKind = value("resync.kind") as? String
