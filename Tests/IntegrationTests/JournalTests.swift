@@ -1,4 +1,4 @@
-//  A journal whose end is damaged. Line 10 of the table of failures.
+//  A journal whose end is damaged, and one that is full. Lines 10 and 23 of the table of failures.
 import Foundation
 import Rooms
 import Testing
@@ -57,6 +57,44 @@ extension WholeSystem {
                 }
                 guardian.stop()
                 try guardian.check()
+            }
+        }
+
+        /// Beta's plain files stand still, so nothing of its journal becomes free. (On alpha memory is used up first.) The
+        /// writers wait, nothing that was answered is lost, and it goes on when the files do.
+        @Test func failure23AFullJournalHoldsTheWritersUpAndLosesNothing() throws {
+            try Harness.withDisks { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let (alpha, beta) = (cluster.alpha, cluster.beta)
+                let lines = try LineWriter(cluster, on: alpha)
+                let much: RoomProcess
+                try beta.room.freezeFileSystem(at: RoomDisk.files)
+                do {
+                    // More than the journal holds.
+                    much = try alpha.room.start(
+                        [
+                            "dd", "if=/dev/urandom", "of=\(Cluster.path)/much", "bs=1M", "count=100", "conv=fsync",
+                            "status=none",
+                        ], as: "much")
+                    // What is left is less than the largest batch and what control records need.
+                    try cluster.waitFor(beta, "has a full journal") { $0.journalFreeBytes.map { $0 < 8 << 20 } == true }
+                    usleep(2_000_000)
+                    try #require(much.isRunning, "it was told that all is written")
+                    for node in cluster.nodes { try #require(cluster.status(node)?.problem == "") }
+                } catch {
+                    try? beta.room.thawFileSystem(at: RoomDisk.files)
+                    throw error
+                }
+                try beta.room.thawFileSystem(at: RoomDisk.files)
+                let status = try much.waitForEnd(within: Small.stepSecondsMax)
+                try #require(status == 0, "the writer failed: \(much.logTail(lines: 3))")
+                try lines.process.killNow()
+                try #require(cluster.serving()?.name == alpha.name, "it changed rooms")
+                try cluster.waitUntilInSync(within: 2 * Small.stepSecondsMax)
+                try client.waitForTransfers(within: Small.stepSecondsMax)
+                try cluster.expectWellAfterwards(client, guardian)
+                for node in cluster.nodes { try lines.expectAllLines(on: node) }
             }
         }
     }
