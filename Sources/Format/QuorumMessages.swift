@@ -175,6 +175,21 @@ public struct Incarnation: Sendable, Hashable {
     }
 }
 
+/// A record of the mirror's order, and the epoch in which the one who speaks of it served or wrote it.
+public struct LogMark: Sendable, Hashable, Comparable, CustomStringConvertible {
+    public var epoch: Epoch
+    public var seq: Seq
+    public init(epoch: Epoch, seq: Seq) {
+        self.epoch = epoch
+        self.seq = seq
+    }
+    public static let zero = LogMark(epoch: .none, seq: .zero)
+    public static func < (left: LogMark, right: LogMark) -> Bool {
+        (left.epoch, left.seq) < (right.epoch, right.seq)
+    }
+    public var description: String { "record \(seq), epoch \(epoch)" }
+}
+
 /// Why a voter did not promise or accept.
 public enum RoundRefusal: Sendable, Hashable {
     /// It has promised a ballot at least as high.
@@ -232,7 +247,8 @@ public struct QuorumMessage: Sendable, Hashable {
         /// First half of a round. `memory` is what the asker knows the voter to have answered before; `forced`: the
         /// second half will be a forced promotion.
         case prepare(Ballot, memory: VoterMemory, forced: Bool = false)
-        case promise(Ballot, acceptedBallot: Ballot, accepted: Decision)
+        /// `mark`: what the voter has heard to be on the disk of every node of the in-sync set.
+        case promise(Ballot, acceptedBallot: Ballot, accepted: Decision, mark: LogMark)
         /// Second half of a round.
         case accept(Ballot, Decision, memory: VoterMemory)
         case accepted(Ballot)
@@ -240,8 +256,10 @@ public struct QuorumMessage: Sendable, Hashable {
         /// Asks for a lease. `number` grows with each request of one process; `heard` is the highest number whose
         /// answer from this voter has arrived; the epoch is that of the decision that makes the asker primary. The voter
         /// keeps its grant for `grantMilliseconds`, which covers the asker's lease whatever the voter is configured for.
+        /// `committed` is on the disk of every node of the in-sync set; zero while that is not known.
         case leaseRequest(
-            number: UInt64, heard: UInt64, epoch: Epoch, grantMilliseconds: UInt32, memory: VoterMemory)
+            number: UInt64, heard: UInt64, epoch: Epoch, grantMilliseconds: UInt32, memory: VoterMemory,
+            committed: Seq)
         case leaseGranted(number: UInt64)
         case leaseRefused(number: UInt64, LeaseRefusal, accepted: Epoch)
         /// Gives back every grant up to `number`.
@@ -257,6 +275,12 @@ public struct QuorumMessage: Sendable, Hashable {
         /// One node to the other, every half second: what it does, the newest decision it knows to be chosen, and what
         /// it knows the witness to have answered, so that either node notices a witness that was put back.
         case status(NodePhase, chosen: Decision?, witness: VoterMemory)
+        /// What the sender has heard of the one it talks to, whose votes have this birth: the newest process, and the
+        /// highest ballot that it proposed. Both are on a disk before anybody hears of them. A process that knows less of
+        /// itself runs on votes that were put back to an older state, or on a copy of another machine's.
+        case heard(birth: UInt64, session: UInt64, ballot: Ballot)
+        /// A node that has started, to the witness: what its votes have promised. Answered with `heard` if that is too low.
+        case greet(promised: Ballot)
     }
 
     public init(sender: Incarnation, number: UInt64, echo: UInt64 = 0, body: Body) {
@@ -343,6 +367,8 @@ extension QuorumMessage.Body {
         case status = 13
         /// Of its own kind, so that a voter that does not know what it promises is not asked.
         case prepareForced = 14
+        case heard = 15
+        case greet = 16
     }
 
     func encode(into writer: inout ByteWriter) {
@@ -369,6 +395,14 @@ extension QuorumMessage.Body {
             writer.put(witness)
             writer.put(chosen != nil)
             if let chosen { writer.put(chosen) }
+        case .heard(let birth, let session, let ballot):
+            writer.put(Kind.heard.rawValue)
+            writer.put(birth)
+            writer.put(session)
+            writer.put(ballot)
+        case .greet(let promised):
+            writer.put(Kind.greet.rawValue)
+            writer.put(promised)
         }
     }
 
@@ -378,11 +412,13 @@ extension QuorumMessage.Body {
             writer.put((forced ? Kind.prepareForced : .prepare).rawValue)
             writer.put(ballot)
             writer.put(memory)
-        case .promise(let ballot, let acceptedBallot, let accepted):
+        case .promise(let ballot, let acceptedBallot, let accepted, let mark):
             writer.put(Kind.promise.rawValue)
             writer.put(ballot)
             writer.put(acceptedBallot)
             writer.put(accepted)
+            writer.put(mark.epoch)
+            writer.put(mark.seq)
         case .accept(let ballot, let decision, let memory):
             writer.put(Kind.accept.rawValue)
             writer.put(ballot)
@@ -412,13 +448,14 @@ extension QuorumMessage.Body {
 
     private func encodeLease(into writer: inout ByteWriter) {
         switch self {
-        case .leaseRequest(let number, let heard, let epoch, let grantMilliseconds, let memory):
+        case .leaseRequest(let number, let heard, let epoch, let grantMilliseconds, let memory, let committed):
             writer.put(Kind.leaseRequest.rawValue)
             writer.put(number)
             writer.put(heard)
             writer.put(epoch)
             writer.put(grantMilliseconds)
             writer.put(memory)
+            writer.put(committed)
         case .leaseGranted(let number):
             writer.put(Kind.leaseGranted.rawValue)
             writer.put(number)
@@ -463,6 +500,11 @@ extension QuorumMessage.Body {
             let witness = try reader.getVoterMemory()
             let chosen = try reader.getBool("decision flag") ? try reader.getDecision() : nil
             self = .status(phase, chosen: chosen, witness: witness)
+        case .heard:
+            self = .heard(
+                birth: try reader.get(UInt64.self, "birth"), session: try reader.get(UInt64.self, "session"),
+                ballot: try reader.getBallot())
+        case .greet: self = .greet(promised: try reader.getBallot())
         }
     }
 
@@ -473,7 +515,9 @@ extension QuorumMessage.Body {
             return .prepare(ballot, memory: try reader.getVoterMemory(), forced: kind == .prepareForced)
         case .promise:
             let acceptedBallot = try reader.getBallot()
-            return .promise(ballot, acceptedBallot: acceptedBallot, accepted: try reader.getDecision())
+            let accepted = try reader.getDecision()
+            let mark = LogMark(epoch: try reader.getEpoch(), seq: try reader.getSeq())
+            return .promise(ballot, acceptedBallot: acceptedBallot, accepted: accepted, mark: mark)
         case .accept:
             let decision = try reader.getDecision()
             return .accept(ballot, decision, memory: try reader.getVoterMemory())
@@ -504,7 +548,7 @@ extension QuorumMessage.Body {
             let grant = try reader.get(UInt32.self, "grant")
             return .leaseRequest(
                 number: number, heard: heard, epoch: epoch, grantMilliseconds: grant,
-                memory: try reader.getVoterMemory())
+                memory: try reader.getVoterMemory(), committed: try reader.getSeq())
         case .leaseGranted: return .leaseGranted(number: number)
         case .leaseRefused:
             let code = try reader.get(UInt8.self, "reason of a lease refusal")

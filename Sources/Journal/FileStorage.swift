@@ -116,7 +116,7 @@ extension Journal {
     /// - Throws: `.exists` when something is at `path`.
     public static func create(
         path: String, size: Int = JournalLayout.defaultSize, mirror: MirrorID, node: NodeID, time: Int64,
-        base: Seq = .zero, isIncomplete: Bool = false,
+        base: Seq = .zero, isIncomplete: Bool = false, instance: UInt64? = nil,
         progress: ((_ written: Int, _ total: Int) -> Void)? = nil
     ) throws(JournalError) {
         guard let layout = JournalLayout(fileSize: size) else {
@@ -129,8 +129,8 @@ extension Journal {
         }
         var generator = SystemRandomNumberGenerator()
         var superblock = Superblock(
-            mirror: mirror, node: node, nodeInstance: generator.next(), incarnation: Incarnation(random: &generator),
-            layout: layout, createdAt: time)
+            mirror: mirror, node: node, nodeInstance: instance ?? generator.next(),
+            incarnation: Incarnation(random: &generator), layout: layout, createdAt: time)
         superblock.checkpointSeq = base
         superblock.isIncomplete = isIncomplete
         let unfinished = path + ".unfinished"

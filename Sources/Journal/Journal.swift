@@ -184,6 +184,20 @@ public final class Journal {
     public var resyncNumber: UInt64 { wanted.resyncNumber }
     /// This copy cannot be continued by the resynchronisation that made it incomplete.
     public func forgetResync() { wanted.resyncNumber = 0 }
+    /// Drawn when this journal was made: a copy of it has the same, another journal another.
+    public var instance: UInt64 { superblock.nodeInstance }
+    /// As it is on the disk.
+    public var incarnation: Incarnation { superblock.incarnation }
+
+    /// The plain files do not belong to this journal: notes, on the disk, that this copy does not count. Blocking, before
+    /// anything else happens to the journal, so that a crash right behind it forgets nothing.
+    public func setIncompleteNow() throws(JournalError) {
+        precondition(!superblockWriting && inFlight.isEmpty, "the journal is in use already")
+        wanted.isIncomplete = true
+        wanted.resyncNumber = 0
+        wanted.completeThrough = nil
+        try writeSuperblockNow()
+    }
     /// The last record that was ever on this disk, readable or not.
     public var lastKnownSeq: Seq { max(lastSeq, damagedThrough ?? .zero, suspended.map(\.lastSeq).max() ?? .zero) }
     public var epochs: EpochHistory { wanted.epochs }

@@ -76,6 +76,8 @@ extension DataPlane {
     /// The other node is out of the in-sync set: what changes from now on, it will have to be sent.
     func comebackBegins() {
         comeback.begin(changed: log.statistics.changedBytes, sent: link.sentBytes, now: reactor.now)
+        // What has waited for just this.
+        if let source = resync as? ResyncSource { comeback.restart(source.kind.name) }
     }
 
     func comebackEnds() {

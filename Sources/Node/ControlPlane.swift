@@ -55,6 +55,8 @@ final class ControlPlane {
     private(set) var isFrozen = false
     private(set) var addressesHeld = false
     private(set) var problem = ""
+    /// The part of it that goes when the copy counts again.
+    private var damage: String?
     private(set) var application = (state: Service.ApplicationState.none, message: "")
     private(set) var lastTakeover: NodeStatus.Takeover?
     /// Since this node served last, or started, the other one was seen as primary.
@@ -179,6 +181,10 @@ final class ControlPlane {
         case .closed: feed(.closed)
         case .broken(let text):
             problem = text
+            damage = nil
+        case .usable:
+            if let damage, problem == damage { problem = "" }
+            damage = nil
         case .heldBack(let text): heldBack = text ?? ""
         }
     }
@@ -249,6 +255,7 @@ final class ControlPlane {
                 return
             }
             for token in tokens { feed(.persisted(token: token)) }
+            if let life = newest.state.map({ ($0.birth, $0.starts) }) { order { $0.votes = life } }
             writeVotes()
         })
         voteWriter.submit {
@@ -337,6 +344,12 @@ final class ControlPlane {
     }
 
     func noteProblem(_ text: String) { problem = text }
+
+    /// This node's copy does not count until the other node has mended it.
+    func noteDamage(_ text: String) {
+        problem = text
+        damage = text
+    }
 
     func applicationChanged(_ state: Service.ApplicationState, _ text: String) { application = (state, text) }
 

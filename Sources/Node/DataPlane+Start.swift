@@ -12,8 +12,12 @@ import Tree
 public struct LogSummary: Sendable {
     /// Everything this node ever received is on its disk.
     public var isComplete: Bool
+    /// The plain files are what the journal says of them, and whole.
+    public var isUsable: Bool
     public var lastEpoch: Epoch
     public var lastSeq: Seq
+    /// What the plain files remember of this node's votes; nil when they do not, or do not belong to this journal.
+    public var voteLife: (birth: UInt64, starts: UInt64)?
     /// Records that were durable cannot be read: this node must not be primary. What is in doubt, for people.
     public var damage: String?
 }
@@ -48,8 +52,7 @@ extension DataPlane {
         let journal = try Journal(path: path, mirror: mirror, node: node, reactor: reactor)
         let found = journal.report
         logger.notice("journal: \(found)")
-        let tree = try PlainTree(
-            backing: configuration.backing, state: configuration.state, opening: .existing, logger: logger)
+        let tree = try openTree(configuration, logger: logger)
         var incomplete = found.isIncomplete
         var damage: String?
         if journal.isDamaged {
@@ -59,9 +62,15 @@ extension DataPlane {
                 + found.doubts.prefix(5).map(\.description).joined(separator: "; ")
                 + (found.doubts.count > 5 ? "; and more, see `lockstep-dump --verify \(path)`" : "")
         }
+        let check = try checkCopy(journal, tree, configuration, node: node, logger: logger)
+        if let misfit = check.misfit {
+            incomplete = true
+            damage = damage ?? misfit
+        }
         let debtFile = DebtFile(path: StateFiles.dirty(configuration), mirror: mirror, node: node)
         let opened = try openLog(
-            journal, tree, found: found, isIncomplete: incomplete, isUsable: damage == nil, debtFile, logger: logger)
+            journal, tree, marked: check.point, isIncomplete: incomplete, isUsable: damage == nil, debtFile,
+            logger: logger)
         let committed = opened.committed
         let workers = try WorkerPool(threads: workerThreads, name: "workers")
         let appliers = try WorkerPool(threads: applierThreads, name: "appliers")
@@ -89,11 +98,45 @@ extension DataPlane {
             keeper: DebtKeeper(
                 file: debtFile, debt: opened.debt, reactor: reactor, workers: workers, logger: logger),
             workers: workers, logger: logger, report: report)
+        plane.markedPoint = check.point
         ThreadPriority.raise()
         let summary = LogSummary(
-            isComplete: found.wasStoppedCleanly || configuration.mode == .strict, lastEpoch: journal.lastEpoch,
-            lastSeq: journal.lastSeq, damage: damage)
+            isComplete: check.misfit == nil && (found.wasStoppedCleanly || configuration.mode == .strict),
+            isUsable: !incomplete, lastEpoch: journal.lastEpoch, lastSeq: journal.lastSeq,
+            voteLife: check.point == nil ? nil : try tree.marker().map { ($0.voteBirth, $0.voteStarts) }, damage: damage
+        )
         return (plane, summary)
+    }
+
+    /// The plain files. A new, empty disk at a mount point of its own is taken as it is: the other node fills it. The bare
+    /// place where a disk is to be mounted is not, or the files would come to lie on the wrong one.
+    private static func openTree(_ configuration: MirrorConfiguration, logger: Logger) throws -> PlainTree {
+        let isNewDisk = try PlainTree.look(at: configuration.backing) == .empty(isMountPoint: true)
+        if isNewDisk { logger.critical("\(configuration.backing) is an empty file system: the disk was replaced") }
+        return try PlainTree(
+            backing: configuration.backing, state: configuration.state, opening: isNewDisk ? .create : .existing,
+            logger: logger)
+    }
+
+    /// Whether journal and files belong together. If not, that is in the journal when this returns: the files are still as
+    /// they were found, so that a crash before leads here again.
+    private static func checkCopy(
+        _ journal: Journal, _ tree: PlainTree, _ configuration: MirrorConfiguration, node: NodeID, logger: Logger
+    ) throws -> (point: TreeMarker.Point?, misfit: String?) {
+        let found = journal.report
+        let side = CopyCheck.JournalSide(
+            instance: journal.instance, checkpoint: journal.checkpointSeq, last: journal.lastSeq,
+            incarnation: found.superblock.incarnation.rawValue, isDamaged: journal.isDamaged)
+        let verdict = CopyCheck.verdict(try tree.marker(), side) { journal.chain(at: $0) }
+        if case .fits(let point) = verdict { return (point, nil) }
+        let words = verdict.words(
+            backing: configuration.backing, journal: StateFiles.journal(configuration),
+            other: configuration.node(node.peer).name)
+        logger.critical("\(words)")
+        // Nor does the table of their handles.
+        try tree.rebuildTable()
+        if !journal.isIncomplete || journal.resyncNumber != 0 { try journal.setIncompleteNow() }
+        return (nil, words)
     }
 
     /// What the journal and the files amount to at the start.
@@ -111,10 +154,12 @@ extension DataPlane {
     /// On an incomplete copy too, as far as its journal goes: what this node said to have on its disk counts, and the
     /// resynchronisation goes on behind it. If that cannot be done, nothing is lost: the copy is compared.
     private static func openLog(
-        _ journal: Journal, _ tree: PlainTree, found: RecoveryReport, isIncomplete: Bool, isUsable: Bool,
+        _ journal: Journal, _ tree: PlainTree, marked: TreeMarker.Point?, isIncomplete: Bool, isUsable: Bool,
         _ debtFile: DebtFile, logger: Logger
     ) throws -> Opened {
-        let committed = max(found.knownCommittedSeq, journal.checkpointSeq)
+        // What is in the files was committed, also when no batch on this disk says so.
+        let marked = min(marked?.seq ?? .zero, journal.lastSeq)
+        let committed = max(journal.report.knownCommittedSeq, journal.checkpointSeq, marked)
         var opened = Opened(committed: committed)
         guard isIncomplete else {
             var debt = DebtKeeper.load(debtFile, journal: journal, logger: logger)

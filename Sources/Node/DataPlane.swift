@@ -19,6 +19,8 @@ enum DataReport: Sendable {
     case closed(Quorum.CloseReason)
     /// This node cannot go on with what its disk holds; the text says what to do.
     case broken(String)
+    /// This node's copy, which did not count, does now.
+    case usable
     /// This node is not brought back, because what it would lose cannot be saved; nil: it is, or need not be.
     case heldBack(String?)
 }
@@ -76,6 +78,11 @@ final class DataPlane {
     private(set) var phase = Phase.idle
     private(set) var directory: MirroredDirectory?
     private(set) var checkpointRunning = false
+    var position = PositionReport()
+    /// What the marker of the plain files says that fits the journal as it is; nil: nothing, the copy does not count.
+    var markedPoint: TreeMarker.Point?
+    /// This node's votes as they are on its disk, for the marker.
+    var votes: (birth: UInt64, starts: UInt64) = (0, 0)
     /// A log that is about to begin anew must not get a checkpoint of the old history.
     var holdsCheckpoints = false
     private var lastCheckpointWant: UInt64 = 0
@@ -85,6 +92,8 @@ final class DataPlane {
     var comeback = Comeback()
     /// The other node is almost there: its disk counts for every acknowledgement, so that it can be added.
     private var isAdmitting = false
+    /// When the other node was last in sync in this life, what its disk held then.
+    private var peerHeldAlone = Seq.zero
     private var reportedCaughtUp = false
     private(set) var draining = false
     private var drainDeadline: UInt64 = 0
@@ -127,7 +136,10 @@ final class DataPlane {
         link.onReadBack = { [unowned self] bytes in resyncPacer.took(bytes) }
         log.onProgress = { [unowned self] in progressed() }
         log.onFailure = { [unowned self] failure in failed(failure) }
-        link.onMerged = { [unowned self] in report(.member(.merged)) }
+        link.onMerged = { [unowned self] in
+            reportPosition()
+            report(.member(.merged))
+        }
         link.onFollows = { [unowned self] epoch in report(.member(.peerFollows(epoch))) }
         link.onSilent = { [unowned self] failed in
             stopAdmitting()
@@ -135,8 +147,10 @@ final class DataPlane {
         }
         link.rescue.onHeldBack = { [unowned self] text in report(.heldBack(text)) }
         link.onBack = { [unowned self] in report(.member(.peerBack)) }
+        link.onComplete = { [unowned self] in report(.usable) }
         link.onRefused = { [unowned self] reason in logger.error("\(PeerLink.explain(reason))") }
         link.debtTerms = { [unowned self] in keeper.terms }
+        link.peerHeld = { [unowned self] in peerHeld }
         // The node that this one follows has everything that this one has.
         link.onFollowing = { [unowned self] in keeper.stopNoting() }
         link.onCompare = { [unowned self] reason in compare(reason) }
@@ -171,6 +185,7 @@ final class DataPlane {
     /// What the other node lacks is noted as long as a set without it may be in force: BEFORE the rule of such a set is,
     /// because until then everything committed is on its disk too.
     private func settleDebt() {
+        peerHeldAlone = peerHeld
         if policy.contains(where: { !$0.inSync.contains(node.peer) }) {
             keeper.startNoting(base: log.committed, batches: log.unapplied)
         } else if !policy.isEmpty, inSyncNow.contains(node.peer) {
@@ -334,6 +349,8 @@ final class DataPlane {
 
     func close(_ reason: Quorum.CloseReason) {
         phase = .closing
+        peerHeldAlone = .zero
+        position = PositionReport()
         draining = false
         isFrozen = false
         stopAdmitting()
@@ -469,6 +486,9 @@ final class DataPlane {
         }
     }
 
+    /// What was on the other node's disk, for certain: committed means on the disk of every node in sync.
+    private var peerHeld: Seq { inSyncNow.contains(node.peer) ? log.committed : peerHeldAlone }
+
     private func admit() {
         guard log.role == .primary, inSyncNow.isOnly(node), !link.isSilent, let follower = log.core.follower,
             resync == nil
@@ -496,7 +516,10 @@ final class DataPlane {
     // MARK: - Comparison of the files
 
     private func compare(_ reason: ComparisonReason) {
-        logger.notice("the other node's files are compared with this one's: \(PeerLink.explain(reason))")
+        var level = Logger.Level.notice
+        if case .putBack = reason { level = .critical }
+        logger.log(
+            level: level, "the other node's files are compared with this one's: \(PeerLink.explain(reason))")
         bringBack(.comparison)
     }
 
@@ -525,6 +548,7 @@ final class DataPlane {
 
     private func tick() {
         link.tick()
+        reportPosition()
         if draining, reactor.now > drainDeadline {
             draining = false
             logger.error("the other node does not take what is under way; the service goes on here")
@@ -583,9 +607,16 @@ final class DataPlane {
             return done(true)
         }
         keeper.persist(through: found, chain: chain) { [self] _ in
-            journal.checkpoint(found) { [self] in
-                checkpointRunning = false
-                done(true)
+            markCheckpoint(found, chain: chain) { [weak self] isMarked in
+                guard let self else { return }
+                guard isMarked else {
+                    checkpointRunning = false
+                    return done(false)
+                }
+                journal.checkpoint(found) { [self] in
+                    checkpointRunning = false
+                    done(true)
+                }
             }
         }
     }
@@ -604,7 +635,7 @@ final class DataPlane {
         }
     }
 
-    private func failed(_ failure: MirrorFailure) {
+    func failed(_ failure: MirrorFailure) {
         guard !isBroken else { return }
         isBroken = true
         logger.critical("\(failure)")
@@ -647,6 +678,8 @@ extension PeerLink {
         case .otherHistory(let common, let applied):
             "it applied records up to \(applied) of another history; \(common) is the last common one"
         case .incomplete: "its copy is not complete"
+        case .putBack(let held, let last):
+            "its disk held every record up to \(held), and now ends at \(last): it was put back to an older state"
         case .requested: "an administrator has asked for it"
         }
     }

@@ -50,6 +50,12 @@ public enum NodePreparation {
     public static func join(_ configuration: MirrorConfiguration, node: NodeID, logger: Logger) throws {
         try makeDirectories(configuration)
         guard try VoteFile(path: StateFiles.votes(configuration)).load() == nil else {
+            // Its disk was replaced: the votes and the journal stay, and the daemon finds that the files are gone.
+            if case .empty = try PlainTree.look(at: configuration.backing) {
+                let tree = try PlainTree(
+                    backing: configuration.backing, state: configuration.state, opening: .create, logger: logger)
+                return try tree.close()
+            }
             throw StartError(
                 "this node already has a part in mirror \(configuration.name) "
                     + "(\(StateFiles.votes(configuration))); just start it")
@@ -90,9 +96,15 @@ public enum NodePreparation {
     ) throws {
         var time = timespec()
         unsafe clock_gettime(CLOCK_REALTIME, &time)
+        // The files say first which journal they belong to. A crash in between leaves the name of one that never was; the
+        // next try writes another.
+        var generator = SystemRandomNumberGenerator()
+        let instance: UInt64 = generator.next()
+        let point = TreeMarker.Point(seq: base, chain: 0, incarnation: 0)
+        try PlainTree.setMarker(TreeMarker(journal: instance, points: [point]), backing: configuration.backing)
         try Journal.create(
             path: StateFiles.journal(configuration), size: Int(configuration.journal.sizeBytes), mirror: mirror,
             node: node, time: Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec), base: base,
-            isIncomplete: isIncomplete, progress: progress)
+            isIncomplete: isIncomplete, instance: instance, progress: progress)
     }
 }

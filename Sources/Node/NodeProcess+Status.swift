@@ -142,6 +142,8 @@ enum RoleText {
         case .restartGrant: "restartGrant"
         case .waitingForMerge: "waitingForMerge"
         case .behind: "behind"
+        case .copyUnusable: "copyUnusable"
+        case .putBack: "putBack"
         case .noSecondVoter: "noSecondVoter"
         case .leaseElsewhere: "leaseElsewhere"
         case .witnessNeeds: "witnessNeeds"
@@ -175,6 +177,14 @@ enum RoleText {
             guard let until else { return what + "; `loneRestartSeconds` in the configuration says to wait for ever" }
             return what + "; serves without it in \(seconds(until)) s"
         case .behind(let node): return "its files are behind: waits for \(name(node)), which alone has every write"
+        case .putBack(let node, let remembered, let last):
+            return
+                "its disks were put back to an older state: they end with \(last), and another voter remembers "
+                + "\(remembered), on them. Waits for \(name(node)), which has what is missing"
+        case .copyUnusable(let node):
+            return
+                "its files and its journal cannot be used as they are: waits for \(name(node)) to mend them; `problem` "
+                + "says what was found"
         case .noSecondVoter: return "reaches neither the other node nor the witness: check the network of this room"
         case .leaseElsewhere: return "a voter says that the other node serves, but it cannot be heard here"
         case .witnessNeeds(let node): return "the witness has lost its memory and needs \(name(node)) to get it back"

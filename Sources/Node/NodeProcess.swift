@@ -105,8 +105,23 @@ public final class NodeProcess: @unchecked Sendable {
             }
             summary = try startData(mirror: state.mirror)
         }
-        try startControl(votes: votes, state: state, summary: summary)
+        try startControl(votes: votes, state: trusted(state, summary), summary: summary)
         if summary != nil { try connectData() }
+    }
+
+    /// The votes, unless the plain files remember a later process on them: then they were put back to an older state, what
+    /// was promised since is forgotten, and this node votes no more until it has been given its memory anew.
+    private func trusted(_ state: AcceptorState?, _ summary: LogSummary?) -> AcceptorState? {
+        guard let state, let life = summary?.voteLife, life.birth == state.birth, life.starts > state.starts else {
+            return state
+        }
+        logger.critical(
+            """
+            \(StateFiles.votes(configuration)) was put back to an older state: it was written by process \(state.starts) of \
+            this node, and process \(life.starts) has run since. This node does not vote until \(peer.name), serving \
+            alone, has given it its memory anew
+            """)
+        return nil
     }
 
     private func makeDirectories() throws {
@@ -193,10 +208,11 @@ public final class NodeProcess: @unchecked Sendable {
                     control.start(
                         MemberStart(
                             state: state, logComplete: summary?.isComplete ?? false,
+                            isUsable: summary?.isUsable ?? true,
                             lastEpoch: summary?.lastEpoch ?? .none, lastSeq: summary?.lastSeq ?? .zero))
                     // Not a failed disk for the member: the other node repairs the copy, and until then `serve` is
                     // refused here.
-                    if let damage = summary?.damage { control.noteProblem(damage) }
+                    if let damage = summary?.damage { control.noteDamage(damage) }
                     try process.connectControl(reactor)
                     process.admin = try AdminServer(process: process, reactor: reactor, logger: logger)
                     ThreadPriority.raise()

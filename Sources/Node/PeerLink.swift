@@ -105,6 +105,8 @@ final class PeerLink {
     var onFollows: ((Epoch) -> Void)?
     var onSilent: ((_ failed: Bool) -> Void)?
     var onBack: (() -> Void)?
+    /// This node's copy counts again.
+    var onComplete: (() -> Void)?
     var onCompare: ((ComparisonReason) -> Void)?
     /// The other node can be brought back with what is known here of its lacks.
     var onRanges: ((_ common: Seq, ReturnWay) -> Void)?
@@ -113,6 +115,8 @@ final class PeerLink {
     var onFollowing: (() -> Void)?
     /// What this node knows of what the other one lacks.
     var debtTerms: () -> Debt.Terms? = { nil }
+    /// What this node knows to have been on the other one's disk.
+    var peerHeld: () -> Seq = { .zero }
     var onResyncMessage: ((DataMessage) -> Void)?
     /// An administrator wants the other node's files compared: the next plan does, whatever the journal holds.
     var wantsComparison = false
@@ -269,7 +273,9 @@ final class PeerLink {
         if let next = waitingConnection {
             waitingConnection = nil
             waitingState = nil
-            return connected(next)
+            connected(next)
+            // What the other node said first on it was not looked at.
+            return ask(next)
         }
         guard let connection else { return }
         // Announced meanwhile, here or there: what waits can be said now.
@@ -297,7 +303,10 @@ final class PeerLink {
     func setIncomplete(_ value: Bool) {
         isIncomplete = value
         log.isBehind = value
-        if !value { rescue.isOver() }
+        if !value {
+            rescue.isOver()
+            onComplete?()
+        }
         checkMerged()
     }
 
@@ -306,7 +315,7 @@ final class PeerLink {
     private func plan() {
         guard let theirs else { return }
         generation += 1
-        let plan = SyncPlan.make(me: node, mine: state, theirs: theirs, debt: debtTerms())
+        let plan = SyncPlan.make(me: node, mine: state, theirs: theirs, debt: debtTerms(), held: peerHeld())
         wayBehindCut = nil
         logger.debug("data session planned", metadata: ["plan": "\(plan)"])
         switch plan {

@@ -120,9 +120,16 @@ final class ResyncFollower: ResyncSession {
     private func begin() {
         let log = plane.log
         // What is being applied belongs to the old history; nothing of it may come after the reset.
-        guard phase == .waiting, !plane.checkpointRunning, plane.journal.batchesInFlight == 0, log.settle()
+        guard phase == .waiting, !plane.checkpointRunning, !plane.link.isCutting, plane.journal.batchesInFlight == 0,
+            log.settle()
         else { return }
         phase = .resetting
+        plane.link.holdSessions()
+        // The files say that their journal may begin anew before it does: else they would look put back.
+        plane.markBeginning(start.base, chain: start.chain) { [self] in reset() }
+    }
+
+    private func reset() {
         do {
             // Durable before the first byte of the files changes: a crash in between must not leave half a copy that
             // looks whole.
@@ -131,10 +138,10 @@ final class ResyncFollower: ResyncSession {
                 resync: start.number
             ) { [self] in wasReset() }
             plane.link.setIncomplete(true)
-            plane.link.holdSessions()
         } catch {
             // Another cut or reset is under way: its end comes, and with it the next try.
             phase = .waiting
+            plane.link.releaseSessions()
         }
     }
 

@@ -25,6 +25,8 @@ public struct Acceptor: Sendable {
     /// What the acceptor knows of one node, in memory.
     private struct Client: Sendable {
         var incarnation: Incarnation?
+        /// The highest that this node proposed, on the same votes.
+        var ballot = Ballot.zero
         var grant: Grant?
         var lastLeaseNumber: UInt64 = 0
         var releasedNumber: UInt64 = 0
@@ -55,6 +57,8 @@ public struct Acceptor: Sendable {
     private var lastNumber: UInt64 = 0
     /// The ballot in which this node's own member proposes a forced promotion.
     private var forcedBallot: Ballot?
+    /// What the primary last said to be on the disk of every node in sync.
+    private var mark: LogMark
 
     /// Answers held for a write: more than this many and the oldest is dropped; its asker repeats the question.
     static let heldLimit = 64
@@ -64,8 +68,10 @@ public struct Acceptor: Sendable {
     ///   - startedAt: when this *process* started (not when this object was made): what an earlier process granted may
     ///     run for one grant from then.
     ///   - seed: random; an empty voter's number comes from it.
+    ///   - memory: what an earlier process remembered of the nodes; see `NodeMemory`.
     public init(
-        voter: Voter, state: AcceptorState?, timing: QuorumTiming, startedAt: BootNanoseconds, seed: UInt64
+        voter: Voter, state: AcceptorState?, timing: QuorumTiming, startedAt: BootNanoseconds, seed: UInt64,
+        memory: NodeMemory = NodeMemory()
     ) {
         precondition(timing.problems().isEmpty, "times that contradict each other")
         self.voter = voter
@@ -74,6 +80,25 @@ public struct Acceptor: Sendable {
         self.startedAt = startedAt
         generator = SmallGenerator(seed: seed)
         emptyBirth = generator.next()
+        mark = memory.mark
+        clientA = Acceptor.client(memory.lifeA)
+        clientB = Acceptor.client(memory.lifeB)
+    }
+
+    private static func client(_ life: NodeMemory.Life?) -> Client {
+        var client = Client()
+        client.incarnation = life?.incarnation
+        client.ballot = life?.ballot ?? .zero
+        return client
+    }
+
+    private static func life(_ client: Client) -> NodeMemory.Life? {
+        client.incarnation.map { NodeMemory.Life(incarnation: $0, ballot: client.ballot) }
+    }
+
+    /// What the witness keeps of the nodes beside its vote.
+    public var nodeMemory: NodeMemory {
+        NodeMemory(mark: mark, lifeA: Acceptor.life(clientA), lifeB: Acceptor.life(clientB))
     }
 
     /// Counts this process, durably, so that messages of the earlier one can be told apart. Call it first.
@@ -115,7 +140,10 @@ public struct Acceptor: Sendable {
     public mutating func receive(
         _ message: QuorumMessage, from node: NodeID, now: BootNanoseconds, effects: inout [AcceptorEffect]
     ) {
-        guard isFresh(message.sender, from: node) else { return }
+        guard isFresh(message.sender, from: node) else {
+            // Late, and whoever gets the answer is the later process itself; or else it does not know what it has said.
+            return tellWhatWasHeard(of: node, effects: &effects)
+        }
         if state == nil {
             receiveEmpty(message, from: node, effects: &effects)
             return
@@ -125,18 +153,39 @@ public struct Acceptor: Sendable {
             answer(node, to: message, .empty(birth: emptyBirth), effects: &effects)
             return
         }
+        note(message.body, from: node)
         switch message.body {
+        case .greet(let promised):
+            if self[node].ballot > promised { tellWhatWasHeard(of: node, effects: &effects) }
         case .prepare(let ballot, _, let forced):
             prepare(ballot, forced: forced, message, from: node, now: now, effects: &effects)
         case .accept(let ballot, let decision, _):
             accept(ballot, decision, message, from: node, now: now, effects: &effects)
-        case .leaseRequest(let number, let heard, let epoch, let grantMilliseconds, _):
+        case .leaseRequest(let number, let heard, let epoch, let grantMilliseconds, _, let committed):
             let request = LeaseRequest(
-                number: number, heard: heard, epoch: epoch, grant: UInt64(grantMilliseconds) * 1_000_000)
+                number: number, heard: heard, epoch: epoch, grant: UInt64(grantMilliseconds) * 1_000_000,
+                committed: committed)
             requestLease(request, message, from: node, now: now, effects: &effects)
         case .leaseRelease(let number): release(number, from: node)
         default: break
         }
+    }
+
+    private mutating func note(_ body: QuorumMessage.Body, from node: NodeID) {
+        switch body {
+        case .prepare(let ballot, _, _), .accept(let ballot, _, _):
+            if ballot.node == node { self[node].ballot = max(self[node].ballot, ballot) }
+        default: break
+        }
+    }
+
+    /// No answer to the message at hand, so that it does not look like one.
+    private mutating func tellWhatWasHeard(of node: NodeID, effects: inout [AcceptorEffect]) {
+        guard state != nil, isIncarnationDurable, let life = Acceptor.life(self[node]) else { return }
+        lastNumber += 1
+        let body = QuorumMessage.Body.heard(
+            birth: life.incarnation.birth, session: life.incarnation.session, ballot: life.ballot)
+        effects.append(.reply(to: node, QuorumMessage(sender: incarnation, number: lastNumber, body: body)))
     }
 
     // MARK: Memory
@@ -149,7 +198,9 @@ public struct Acceptor: Sendable {
             if known == sender { return true }
             // A new process. The grant stays until it runs out: nobody may rely on it, but nobody lost it either.
             let grant = self[node].grant
+            let ballot = known.birth == sender.birth ? self[node].ballot : .zero
             self[node] = Client()
+            self[node].ballot = ballot
             self[node].grant = grant.map { Grant(number: 0, until: $0.until) }
         }
         self[node].incarnation = sender
@@ -194,13 +245,14 @@ public struct Acceptor: Sendable {
         case .prepare(let ballot, let memory, _), .accept(let ballot, _, let memory):
             if voter == .witness, ballot.instance > state.promised.instance { return true }
             return memory.promised > state.promised || memory.accepted > state.acceptedBallot
-        case .leaseRequest(_, _, _, _, let memory):
+        case .leaseRequest(_, _, _, _, let memory, _):
             return memory.promised > state.promised || memory.accepted > state.acceptedBallot
         default: return false
         }
     }
 
-    private mutating func forget(effects: inout [AcceptorEffect]) {
+    /// Another voter has heard a later process on these votes than this one: they were put back to an older state.
+    mutating func forget(effects: inout [AcceptorEffect]) {
         effects.append(
             .log(
                 .critical,
@@ -272,7 +324,8 @@ public struct Acceptor: Sendable {
         store(next, effects: &effects)
         answer(
             node, to: message,
-            .promise(ballot, acceptedBallot: next.acceptedBallot, accepted: next.accepted), effects: &effects)
+            .promise(ballot, acceptedBallot: next.acceptedBallot, accepted: next.accepted, mark: mark),
+            effects: &effects)
     }
 
     private mutating func accept(
@@ -367,6 +420,7 @@ public struct Acceptor: Sendable {
         var heard: UInt64
         var epoch: Epoch
         var grant: BootNanoseconds
+        var committed: Seq
     }
 
     private mutating func requestLease(
@@ -392,6 +446,9 @@ public struct Acceptor: Sendable {
             // Never shorter than before: the earlier grant may cover a lease that still runs.
             let until = max(now + request.grant, self[node].grant?.until ?? 0)
             self[node].grant = Grant(number: number, until: until)
+            // Only of one that gets the lease: what it says to be committed is in every later history but a forced one, and
+            // that has a higher epoch.
+            if request.committed > .zero { mark = max(mark, LogMark(epoch: request.epoch, seq: request.committed)) }
             answer(node, to: message, .leaseGranted(number: number), effects: &effects)
         }
     }

@@ -6,7 +6,10 @@ extension Member {
         if let earlier = incarnations[voter], earlier.birth == message.sender.birth,
             message.sender.session < earlier.session
         {
-            return  // from an earlier process
+            // From an earlier process; or from one that does not know what it has said: see `Acceptor.receive`.
+            send(
+                .heard(birth: earlier.birth, session: earlier.session, ballot: .zero), to: voter, effects: &effects)
+            return
         }
         incarnations[voter] = message.sender
         heardAt[voter] = now
@@ -29,14 +32,34 @@ extension Member {
         var wanted: [AcceptorEffect] = []
         acceptor?.receive(message, from: asker, now: now, effects: &wanted)
         carryOut(wanted, effects: &effects)
-        if state == nil {
-            // It found that its disk was put back. Everything this node believes rests on that disk.
-            proposer.end()
-            known = nil
-            isMerged = false
-            log.logComplete = false
-            startClosing(.rolledBack, next: .unformed, effects: &effects)
-        }
+        if state == nil { votesWerePutBack(effects: &effects) }
+    }
+
+    /// Everything this node believes rests on the disk that was put back.
+    private mutating func votesWerePutBack(effects: inout [MemberEffect]) {
+        proposer.end()
+        known = nil
+        isMerged = false
+        log.logComplete = false
+        startClosing(.rolledBack, next: .unformed, effects: &effects)
+    }
+
+    /// Somebody has heard more of this node than its votes know.
+    private mutating func receiveHeard(
+        birth: UInt64, session: UInt64, ballot: Ballot, from voter: Voter, effects: inout [MemberEffect]
+    ) {
+        // Else an answer to a late message of an earlier process.
+        guard let state, birth == state.birth, session > state.starts || ballot > state.promised else { return }
+        effects.append(
+            .log(
+                .critical,
+                "\(voter) has heard more of node \(node) than it knows itself (process \(session), ballot \(ballot); "
+                    + "here process \(state.starts), ballot \(state.promised)): this node's votes were put back to an "
+                    + "older state, or a copy of this node runs elsewhere"))
+        var wanted: [AcceptorEffect] = []
+        acceptor?.forget(effects: &wanted)
+        carryOut(wanted, effects: &effects)
+        votesWerePutBack(effects: &effects)
     }
 
     /// An empty node takes a seed from the other one and answers everything else with "I am empty".
@@ -82,9 +105,9 @@ extension Member {
             }
         }
         switch message.body {
-        case .promise(let ballot, let acceptedBallot, let accepted):
+        case .promise(let ballot, let acceptedBallot, let accepted, let mark):
             memory[voter].note(promised: ballot)
-            proposer.promised(by: voter, ballot, acceptedBallot: acceptedBallot, accepted: accepted)
+            proposer.promised(by: voter, ballot, acceptedBallot: acceptedBallot, accepted: accepted, mark: mark)
             advanceRound(answeredBy: voter, effects: &effects)
         case .accepted(let ballot):
             memory[voter].note(accepted: ballot)
@@ -117,6 +140,8 @@ extension Member {
             memory.witness.note(accepted: witness.accepted)
             memory.witness.note(promised: witness.promised)
             receiveStatus(phase, chosen: chosen, effects: &effects)
+        case .heard(let birth, let session, let ballot):
+            receiveHeard(birth: birth, session: session, ballot: ballot, from: voter, effects: &effects)
         default: break
         }
     }

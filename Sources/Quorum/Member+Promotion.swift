@@ -126,7 +126,9 @@ extension Member {
                 + "service, once this node is in sync"
         }
         let latest = known.map { $0.sequence > state.accepted.sequence ? $0 : state.accepted } ?? state.accepted
-        if !foundBehind, latest.inSync.contains(node), isMerged || log.logComplete || latest.inSync.isOnly(node) {
+        if !foundBehind, !wasPutBack, latest.inSync.contains(node),
+            isMerged || log.logComplete || latest.inSync.isOnly(node)
+        {
             return "node \(node) is in sync as far as it knows: it serves by itself as soon as a second room agrees; "
                 + "`lockstep status` says what it waits for"
         }
@@ -147,7 +149,8 @@ extension Member {
     /// The change of a forced promotion: allowed though this node is not in the set, alone in it afterwards.
     mutating func force(_ current: Decision, effects: inout [MemberEffect]) -> Decision? {
         guard case .standby = mode, !hearsServer, let order, now < order.until else { return nil }
-        if current.inSync.contains(node), isMerged || log.logComplete || current.inSync.isOnly(node) {
+        remembered = proposer.mark
+        if current.inSync.contains(node), !wasPutBack, isMerged || log.logComplete || current.inSync.isOnly(node) {
             // Nothing has to be forced: the order is over, an ordinary round does it.
             endPromotion(.inDoubt, effects: &effects)
             return lead(current, effects: &effects)

@@ -89,6 +89,8 @@ extension Member {
             return (.wait, .catchingUp)
         }
         if foundBehind || !state.accepted.inSync.contains(node) { return (.wait, .behind(node.peer)) }
+        if wasPutBack { return (.wait, .putBack(needs: node.peer, remembered: remembered, last: position)) }
+        if !isUsable { return (.wait, .copyUnusable(needs: node.peer)) }
         if state.accepted.inSync == .both, !isMerged, !log.logComplete, !isLoneWaitOver {
             return (.wait, .waitingForMerge(with: node.peer, until: timing.loneRestart.map { startedAt + $0 }))
         }

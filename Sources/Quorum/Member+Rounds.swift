@@ -102,7 +102,12 @@ extension Member {
         foundBehind = !current.inSync.contains(node)
         // No node completes a decision that leaves it out (rule 13): it may be half of a proposal that nobody chose, and
         // completing it would lock out those who can still decide.
-        guard current.inSync.contains(node), case .standby = mode, !hearsServer else { return nil }
+        guard current.inSync.contains(node), case .standby = mode, !hearsServer, isUsable else { return nil }
+        remembered = proposer.mark
+        guard !wasPutBack else {
+            sayPutBack(effects: &effects)
+            return nil
+        }
         if isMerged || log.logComplete || current.inSync.isOnly(node) {
             inheritance = .complete
         } else if isLoneWaitOver {
@@ -115,6 +120,24 @@ extension Member {
             sequence: current.sequence + 1, epoch: epoch(after: current), primary: node, inSync: current.inSync)
         if firstOwnEpoch == nil { firstOwnEpoch = next.epoch }
         return next
+    }
+
+    /// Records that were on this node's disk, as a voter remembers, are not there. A record that was on the disk of every
+    /// node in sync is in every log of a later epoch, unless a promotion by force left it out; so a log that has a later
+    /// epoch is not looked at.
+    var wasPutBack: Bool {
+        max(position.epoch, state?.forcedEpoch ?? .none) <= remembered.epoch && position.seq < remembered.seq
+    }
+
+    private mutating func sayPutBack(effects: inout [MemberEffect]) {
+        guard remembered != putBackSaid else { return }
+        putBackSaid = remembered
+        effects.append(
+            .log(
+                .critical,
+                "this node's disks were put back to an older state: they end with \(position), and \(remembered), was on "
+                    + "the disk of every node in sync. Node \(node) serves nothing before node \(node.peer) has brought it "
+                    + "up to date"))
     }
 
     func epoch(after current: Decision) -> Epoch { max(current.epoch, max(log.lastEpoch, servedEpoch)).next }

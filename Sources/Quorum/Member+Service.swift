@@ -15,9 +15,12 @@ extension Member {
     /// logs does not stop it: a half-dead other node must not block this one for ever (rule 4).
     var isLoneWaitOver: Bool { timing.loneRestart.map { now >= startedAt + $0 } ?? false }
 
+    /// Nothing on this node's disks is known to be missing or mixed up.
+    var isUsable: Bool { log.isUsable || isMerged }
+
     /// May start rounds: it holds, or is the only one to hold, everything that was acknowledged.
     private var mayLead: Bool {
-        guard let state, !isDiskFailed else { return false }
+        guard let state, !isDiskFailed, isUsable else { return false }
         return state.accepted.inSync.isOnly(node) || isMerged || log.logComplete || isLoneWaitOver
             || state.forcedEpoch != nil
     }
@@ -42,6 +45,17 @@ extension Member {
         }
         seedOthers(effects: &effects)
         sayStatus(effects: &effects)
+        greetWitness(effects: &effects)
+    }
+
+    /// In the time in which this node's voter promises nothing yet, so that votes that were put back are noticed before
+    /// they are used.
+    private mutating func greetWitness(effects: inout [MemberEffect]) {
+        guard let state, now < startedAt + timing.grant, now >= greetedAt + timing.renewal || greetedAt == 0 else {
+            return
+        }
+        greetedAt = now
+        send(.greet(promised: state.promised), to: .witness, effects: &effects)
     }
 
     private mutating func evaluateStandby(effects: inout [MemberEffect]) {
@@ -219,7 +233,8 @@ extension Member {
                 send(
                     .leaseRequest(
                         number: number, heard: lease.heard[voter], epoch: known.epoch,
-                        grantMilliseconds: UInt32(clamping: timing.grant / 1_000_000), memory: memory[voter]),
+                        grantMilliseconds: UInt32(clamping: timing.grant / 1_000_000), memory: memory[voter],
+                        committed: mode == .serving ? committed : .zero),
                     to: voter, effects: &effects)
             }
         }

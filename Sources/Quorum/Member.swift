@@ -98,6 +98,12 @@ public struct Member: Sendable {
     // The data side.
     var log = MemberStart(state: nil, logComplete: false, lastEpoch: .none, lastSeq: .zero)
     var isMerged = false
+    /// The last record on this node's disk, and what is on the disk of every node in sync.
+    var position = LogMark.zero
+    var committed = Seq.zero
+    /// What a voter remembers to have been on this node's disk, when it was last asked.
+    var remembered = LogMark.zero
+    var putBackSaid = LogMark.zero
     var peerSilentSince: BootNanoseconds? = 0
     var peerSilence = PeerSilence.linkLost
     var peerFollowing: Epoch?
@@ -109,6 +115,7 @@ public struct Member: Sendable {
 
     // What was last said.
     var statusSentAt: BootNanoseconds = 0
+    var greetedAt: BootNanoseconds = 0
     var statusSent: QuorumMessage.Body?
     var following: Decision?
     var followingSaid = false
@@ -145,7 +152,7 @@ public struct Member: Sendable {
         case .persisted(let token): persisted(token, effects: &effects)
         case .policyInForce(let token): policyInForce(token, effects: &effects)
         case .closed: closed(effects: &effects)
-        case .merged, .peerSilent, .peerBack, .peerFollows, .peerCaughtUp: noteData(event)
+        case .merged, .log, .peerSilent, .peerBack, .peerFollows, .peerCaughtUp: noteData(event)
         case .ownDiskFailed: ownDiskFailed(effects: &effects)
         case .drained: drained(effects: &effects)
         case .drainFailed: drainFailed(effects: &effects)
@@ -160,6 +167,7 @@ public struct Member: Sendable {
         startedAt = now
         peerSilentSince = now
         log = start
+        position = LogMark(epoch: start.lastEpoch, seq: start.lastSeq)
         memory = start.state?.memory ?? PerVoter(VoterMemory())
         mode = start.state == nil ? .unformed : .standby
         nextRoundAt = now
@@ -179,6 +187,7 @@ public struct Member: Sendable {
             proposer.asked = 0
             leaseAsked = 0
             statusSentAt = 0
+            greetedAt = 0
         } else {
             heardAt[voter] = nil
         }
@@ -187,6 +196,9 @@ public struct Member: Sendable {
     private mutating func noteData(_ event: MemberEvent) {
         switch event {
         case .merged: isMerged = true
+        case .log(let last, let committed):
+            position = last
+            self.committed = committed
         case .peerSilent(let silence):
             if peerSilentSince == nil { peerSilentSince = now }
             peerSilence = silence

@@ -4,13 +4,19 @@ public struct MemberStart: Sendable {
     public var state: AcceptorState?
     /// The journal holds everything this node ever received: it was stopped cleanly, or the mirror is wholly `strict`.
     public var logComplete: Bool
+    /// This node's files are whole, and its journal's. If not, it may serve nothing until the other node has mended them,
+    /// however long that takes: `merged` says that it has.
+    public var isUsable: Bool
     /// Epoch of the last record in the journal.
     public var lastEpoch: Epoch
     /// The last record in the journal.
     public var lastSeq: Seq
-    public init(state: AcceptorState?, logComplete: Bool, lastEpoch: Epoch, lastSeq: Seq) {
+    public init(
+        state: AcceptorState?, logComplete: Bool, isUsable: Bool = true, lastEpoch: Epoch, lastSeq: Seq
+    ) {
         self.state = state
         self.logComplete = logComplete
+        self.isUsable = isUsable
         self.lastEpoch = lastEpoch
         self.lastSeq = lastSeq
     }
@@ -50,6 +56,10 @@ public enum MemberEvent: Sendable {
     case peerBack
     /// The other node has cut its log to mine in this epoch and follows it. Ends with `peerSilent`.
     case peerFollows(Epoch)
+    /// The last record on this node's disk; and, from a primary that is open, what it knows to be on the disk of every node
+    /// in sync, as of a second ago at least (zero: not known): the other node has told of it by now, so that it does not
+    /// look behind because one report is younger than another.
+    case log(last: LogMark, committed: Seq)
     /// Whether the other node's *durable* log has reached everything that was acknowledged. The data side keeps it true
     /// (it counts that node's disk for every later acknowledgement, see `AckPolicy`) or withdraws it, before it
     /// reports the next policy in force.
@@ -217,8 +227,12 @@ public enum RoleReason: Sendable, Hashable {
     case restartGrant(until: BootNanoseconds)
     /// The other node holds, or may hold, writes that this one lacks. Until this moment; nil: without end.
     case waitingForMerge(with: NodeID, until: BootNanoseconds?)
+    /// Another voter remembers records on this node's disk that it does not have: it was put back to an older state.
+    case putBack(needs: NodeID, remembered: LogMark, last: LogMark)
     /// The recorded in-sync set is the other node alone: this one's files are behind.
     case behind(NodeID)
+    /// This node's files or its journal cannot be used until this node has mended them.
+    case copyUnusable(needs: NodeID)
     /// No second voter can be reached.
     case noSecondVoter
     /// A voter says that the other node holds the lease, but that node cannot be heard here.

@@ -28,6 +28,8 @@ struct Proposer: Sendable {
     private(set) var decision: Decision?
     private var promises = PerVoter<Promise?>(nil)
     private var accepts = PerVoter<Bool>(false)
+    /// The highest that a promise told to be on the disk of every node in sync.
+    private(set) var mark = LogMark.zero
     private(set) var refusals = PerVoter<RoundRefusal?>(nil)
     private(set) var refusedSince: BootNanoseconds?
     /// When the open questions were last sent.
@@ -65,8 +67,11 @@ struct Proposer: Sendable {
     var hasMajority: Bool { Voter.allCases.count(where: { hasAnswered($0) }) >= 2 }
 
     /// A promise arrived; late and doubled ones, and those of another round, change nothing.
-    mutating func promised(by voter: Voter, _ ballot: Ballot, acceptedBallot: Ballot, accepted: Decision) {
+    mutating func promised(
+        by voter: Voter, _ ballot: Ballot, acceptedBallot: Ballot, accepted: Decision, mark told: LogMark
+    ) {
         guard phase == .preparing, ballot == self.ballot else { return }
+        mark = max(mark, told)
         promises[voter] = Promise(ballot: acceptedBallot, decision: accepted)
         refusals[voter] = nil
     }

@@ -21,6 +21,9 @@ public enum ComparisonReason: Sendable, Hashable {
     case otherHistory(common: Seq, applied: Seq)
     /// Its last resynchronisation was broken off.
     case incomplete
+    /// Its disk held records up to `held`, and holds fewer now: it was put back to an older state. Its journal ends there,
+    /// but whether its files do is not known.
+    case putBack(held: Seq, last: Seq)
     /// An administrator wants it.
     case requested
 }
@@ -42,7 +45,10 @@ extension SyncPlan {
     ///   - mine: this node's log.
     ///   - theirs: the other's.
     ///   - debt: what this node knows of what the other one lacks; nil when it knows nothing.
-    public static func make(me: NodeID, mine: LogState, theirs: LogState, debt: Debt.Terms? = nil) -> SyncPlan {
+    ///   - held: what is known to have been on the other one's disk.
+    public static func make(
+        me: NodeID, mine: LogState, theirs: LogState, debt: Debt.Terms? = nil, held: Seq = .zero
+    ) -> SyncPlan {
         let sourceIsMe: Bool
         switch source(me: me, mine: mine, theirs: theirs) {
         case .success(let node): sourceIsMe = node == me
@@ -61,6 +67,7 @@ extension SyncPlan {
             guard let way, !hasOtherRecords else { return .compare(.incomplete) }
             return .ranges(common: common, way)
         }
+        if theirs.lastSeq < held { return .compare(.putBack(held: held, last: theirs.lastSeq)) }
         if hasOtherRecords {
             return .compare(.otherHistory(common: common, applied: wasOverruled ? theirs.lastSeq : theirs.committedSeq))
         }

@@ -25,6 +25,11 @@ extension PlainTree {
         }
         guard isDue else { return }
         logger.warning("the file table is wrong, building it again", metadata: ["table.file": "\(file)"])
+        try rebuildTable()
+    }
+
+    /// Builds the table anew from the files: they are not those that it was made of.
+    public func rebuildTable() throws(TreeError) {
         let fresh = try FileTable.create(path: tablePath, identity: treeIdentity)
         try buildTable(fresh)
         state.withLock { $0.table = fresh }
@@ -131,5 +136,35 @@ extension PlainTree {
             "use", "\(path(of: fd)) and \(other), which have one file number (\(file))", code: EEXIST,
             remedy: "One is a copy made past the mirror (cp -a copies the attribute). Take the copy out, or remove its "
                 + "attribute (setfattr -x trusted.lockstep.fid FILE) and run 'lockstep adopt'")
+    }
+}
+
+/// What a backing directory looks like from outside, before anything is opened or changed.
+public enum BackingLook: Sendable, Hashable {
+    /// It has been prepared for a mirror.
+    case mirrored
+    /// Nothing is in it, and it was never prepared. `isMountPoint`: a file system of its own, so it is a new disk and not
+    /// the bare place where the disk should be mounted.
+    case empty(isMountPoint: Bool)
+    /// Somebody else's files.
+    case foreign
+}
+
+extension PlainTree {
+    /// What mkfs puts at the root of an empty file system.
+    static let lostAndFound: FileName = Array("lost+found".utf8)
+
+    public static func look(at backing: String) throws(TreeError) -> BackingLook {
+        let root = try System.open(backing, O_RDONLY | CLINUX_O_DIRECTORY)
+        if try System.xattr(root.rawValue, fileIDXattr) != nil { return .mirrored }
+        guard let directory = unsafe opendir(backing) else { throw TreeError("list", backing, code: errno) }
+        defer { unsafe closedir(directory) }
+        while let entry = unsafe readdir(directory) {
+            let name = unsafe withUnsafeBytes(of: &entry.pointee.d_name) { unsafe Array($0.prefix { $0 != 0 }) }
+            guard [[UInt8(ascii: ".")], Array("..".utf8), lostAndFound].contains(name) else { return .foreign }
+        }
+        let above = try System.open(root.rawValue, Array("..".utf8), O_RDONLY | CLINUX_O_DIRECTORY)
+        let mounts = (try System.stat(root.rawValue).mount_id, try System.stat(above.rawValue).mount_id)
+        return .empty(isMountPoint: mounts.0 != mounts.1)
     }
 }

@@ -83,7 +83,8 @@ public final class PlainTree: Sendable {
             throw TreeError(
                 "use the plain files in", backing, code: ENODEV,
                 remedy: "It is not a mirrored directory. If it should be, its file system is not mounted: mount it. "
-                    + "A new mirror is made with 'lockstep init'")
+                    + "If the disk was replaced, 'lockstep init' prepares the empty directory, and the other node "
+                    + "fills it")
         }
         if let tag, PlainTree.decodeTag(tag) != .root {
             throw TreeError(
@@ -107,7 +108,10 @@ public final class PlainTree: Sendable {
         if tag == nil { try System.setXattr(root.rawValue, PlainTree.fileIDXattr, PlainTree.encodeTag(.root)) }
         cache = DescriptorCache(limit: descriptorLimit)
         tablePath = stateDirectory + "/file-table"
-        treeIdentity = try PlainTree.identity(of: root.rawValue)
+        if opening == .create {
+            _ = try System.open(own.rawValue, PlainTree.markerName, O_RDWR | O_CREAT)
+        }
+        treeIdentity = try PlainTree.identity(of: root.rawValue, own: own.rawValue)
         let found = try FileTable.open(path: tablePath, identity: treeIdentity, logger: logger)
         let table: FileTable
         if let found {
@@ -207,13 +211,15 @@ public final class PlainTree: Sendable {
         return try System.open(parent, name, flags)
     }
 
-    /// Tells this tree from a copy on another disk: from the root's handle and time of birth.
-    private static func identity(of root: Int32) throws(TreeError) -> UInt64 {
-        let stat = try System.stat(root)
+    /// Tells this tree from a copy on another disk, and from one that was put into its place file by file: from the inodes
+    /// and times of birth of the root, of our own directory and of the marker. The handles in the table are of inodes.
+    private static func identity(of root: Int32, own: Int32) throws(TreeError) -> UInt64 {
         var writer = ByteWriter()
-        writer.put(stat.inode)
-        writer.put(stat.birth_s)
-        writer.put(stat.birth_ns)
+        for stat in [try System.stat(root), try System.stat(own), try System.stat(own, markerName)] {
+            writer.put(stat?.inode ?? 0)
+            writer.put(stat?.birth_s ?? 0)
+            writer.put(stat?.birth_ns ?? 0)
+        }
         let bytes = writer.bytes
         return unsafe bytes.withUnsafeBytes { unsafe hash64($0, seed: 0) }
     }

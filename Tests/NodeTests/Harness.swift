@@ -147,6 +147,9 @@ final class TestNode: @unchecked Sendable {
     private let reports = Mutex<[String]>([])
     private let caughtUp = Mutex(false)
     private let merged = Mutex(false)
+    private let misfit = Mutex<String?>(nil)
+    /// The next start shall find that journal and files do not belong together. In all other tests that is a false alarm.
+    var expectsMisfit = false
 
     init(_ id: NodeID, _ configuration: MirrorConfiguration, _ mirror: MirrorID, mounted: Bool) {
         self.mounted = mounted
@@ -157,13 +160,15 @@ final class TestNode: @unchecked Sendable {
 
     var isCaughtUp: Bool { caughtUp.withLock { $0 } }
     var isMerged: Bool { merged.withLock { $0 } }
+    /// What the last start found wrong with its disks.
+    var damage: String? { misfit.withLock { $0 } }
     var problems: [String] { reports.withLock { $0 } }
 
     func start() throws {
         caughtUp.withLock { $0 = false }
         merged.withLock { $0 = false }
         thread = try ReactorThread(name: "data-\(id)", engine: .auto, logger: quiet) { [self] reactor in
-            let (plane, _) = try DataPlane.start(
+            let (plane, summary) = try DataPlane.start(
                 node: id, configuration: configuration, mirror: mirror, reactor: reactor,
                 logger: testLogger(id)
             ) { [self] report in
@@ -175,6 +180,10 @@ final class TestNode: @unchecked Sendable {
                 }
             }
             if !mounted { plane.mount = { _ in nil } }
+            misfit.withLock { $0 = summary.damage }
+            if (plane.markedPoint == nil) != expectsMisfit {
+                fatalError("node \(id) found \(summary.damage ?? "nothing") on its disks")
+            }
             self.plane = plane
         }
     }
@@ -263,6 +272,13 @@ final class TestNode: @unchecked Sendable {
 
     /// Until the application would have been told that it is on every in-sync disk.
     func waitForSync(_ seq: Seq) { wait("acknowledged") { $0.log.core.levels.disk >= seq } }
+}
+
+/// Set once, from any thread.
+final class Flag: Sendable {
+    private let value = Mutex(false)
+    func set() { value.withLock { $0 = true } }
+    var isSet: Bool { value.withLock { $0 } }
 }
 
 /// A connection between two data threads. Everything passes through its wire form.

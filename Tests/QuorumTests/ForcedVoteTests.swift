@@ -66,7 +66,7 @@ private let forced = Decision(sequence: 1030, epoch: Epoch(rawValue: 9), primary
     private func leaseAnswer(_ bench: inout Bench, _ node: NodeID, _ number: UInt64) -> LeaseRefusal? {
         let request = QuorumMessage.Body.leaseRequest(
             number: number, heard: number - 1, epoch: Epoch(rawValue: 1), grantMilliseconds: 4000,
-            memory: VoterMemory())
+            memory: VoterMemory(), committed: .zero)
         guard case .leaseRefused(_, let reason, _) = bench.ask(request, from: node).first else { return nil }
         return reason
     }

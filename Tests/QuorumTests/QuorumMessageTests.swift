@@ -8,17 +8,22 @@ private let memory = VoterMemory(promised: full, accepted: ballot(4, .a))
 
 private let samples: [QuorumMessage.Body] = [
     .prepare(full, memory: memory), .prepare(full, memory: memory, forced: true),
-    .promise(full, acceptedBallot: ballot(4, .a), accepted: both),
+    .promise(
+        full, acceptedBallot: ballot(4, .a), accepted: both,
+        mark: LogMark(epoch: Epoch(rawValue: 6), seq: Seq(rawValue: 99))),
     .accept(full, takenOver, memory: memory), .accepted(full), .refused(full, .prepare, promised: full, .ballot),
     .refused(full, .accept, promised: full, .leaseHeld(remainingMilliseconds: 3999)),
     .refused(full, .accept, promised: full, .restarted(remainingMilliseconds: 1)),
-    .leaseRequest(number: 7, heard: 6, epoch: Epoch(rawValue: 5), grantMilliseconds: 4000, memory: memory),
+    .leaseRequest(
+        number: 7, heard: 6, epoch: Epoch(rawValue: 5), grantMilliseconds: 4000, memory: memory,
+        committed: Seq(rawValue: 77)),
     .leaseGranted(number: 7), .leaseRefused(number: 7, .unheard, accepted: Epoch(rawValue: 9)),
     .leaseRefused(number: 7, .roundFirst, accepted: Epoch(rawValue: 9)),
     .leaseRelease(number: 8), .empty(birth: 55),
     .seed(birth: 55, mirror: mirror, name: "ledger", promised: full, acceptedBallot: full, accepted: both),
     .nameTaken(by: mirror), .status(.serving, chosen: both, witness: memory),
-    .status(.idle, chosen: nil, witness: VoterMemory()),
+    .status(.idle, chosen: nil, witness: VoterMemory()), .heard(birth: 5, session: 9, ballot: full),
+    .greet(promised: full),
 ]
 
 private func message(_ body: QuorumMessage.Body) -> QuorumMessage {

@@ -66,11 +66,13 @@ struct Bench {
     mutating func accept(_ ballot: Ballot, _ decision: Decision) -> [QuorumMessage.Body] {
         ask(.accept(ballot, decision, memory: VoterMemory()), from: ballot.node)
     }
-    mutating func lease(_ node: NodeID, _ number: UInt64, heard: UInt64? = nil, epoch: UInt32 = 1) -> Bool? {
+    mutating func lease(
+        _ node: NodeID, _ number: UInt64, heard: UInt64? = nil, epoch: UInt32 = 1, committed: Seq = .zero
+    ) -> Bool? {
         let answers = ask(
             .leaseRequest(
                 number: number, heard: heard ?? number - 1, epoch: Epoch(rawValue: epoch), grantMilliseconds: 4000,
-                memory: VoterMemory()), from: node)
+                memory: VoterMemory(), committed: committed), from: node)
         switch answers.first {
         case .leaseGranted: return true
         case .leaseRefused: return false
@@ -132,7 +134,8 @@ func isPromise(_ answers: [QuorumMessage.Body]) -> Bool {
         let questions: [QuorumMessage.Body] = [
             .prepare(ballot(5, .a), memory: VoterMemory()), .accept(ballot(5, .a), both, memory: VoterMemory()),
             .leaseRequest(
-                number: 1, heard: 0, epoch: Epoch(rawValue: 9), grantMilliseconds: 4000, memory: VoterMemory()),
+                number: 1, heard: 0, epoch: Epoch(rawValue: 9), grantMilliseconds: 4000, memory: VoterMemory(),
+                committed: .zero),
             .status(.serving, chosen: both, witness: VoterMemory()),
         ]
         for question in questions {
@@ -207,17 +210,64 @@ func isPromise(_ answers: [QuorumMessage.Body]) -> Bool {
         bench.session = 2
         #expect(bench.lease(.a, 1) == true)
         bench.session = 1
-        #expect(bench.ask(.leaseRelease(number: 100), from: .a).isEmpty)
-        #expect(bench.prepare(ballot(9, .a)).isEmpty)
+        let said: [QuorumMessage.Body] = [
+            .heard(birth: 9, session: 2, ballot: .zero)
+        ]
+        #expect(bench.ask(.leaseRelease(number: 100), from: .a) == said)
+        #expect(bench.prepare(ballot(9, .a)) == said)
         bench.session = 2
         #expect(isRefused(bench.prepare(ballot(5, .b))))
+    }
+
+    /// What is said to be committed counts from the holder of a lease only, and never goes back but with the epoch.
+    @Test func failure18AVoterTellsWhatWasCommitted() {
+        var bench = Bench(genesis)
+        func told(_ number: UInt64) -> LogMark? {
+            bench.now += 5000 * ms
+            guard case .promise(_, _, _, let mark) = bench.prepare(ballot(number, .a)).first else { return nil }
+            return mark
+        }
+        let mark = { (epoch: UInt32, seq: UInt64) in LogMark(epoch: Epoch(rawValue: epoch), seq: Seq(rawValue: seq)) }
+        #expect(told(5) == .zero)
+        #expect(bench.lease(.a, 1, epoch: 1, committed: Seq(rawValue: 40)) == true)
+        #expect(told(6) == mark(1, 40))
+        #expect(bench.lease(.a, 2, epoch: 1, committed: Seq(rawValue: 30)) == true)
+        #expect(bench.lease(.a, 3, epoch: 1, committed: .zero) == true)
+        #expect(told(7) == mark(1, 40))
+        #expect(bench.lease(.b, 1, epoch: 1, committed: Seq(rawValue: 90)) == false)
+        #expect(told(8) == mark(1, 40))
+        // A promotion by force left something out.
+        bench.now += 5000 * ms
+        #expect(bench.lease(.b, 2, epoch: 9, committed: Seq(rawValue: 20)) == true)
+        #expect(told(9) == mark(9, 20))
+    }
+
+    /// Each way in which a node can know less of itself than this voter has heard.
+    @Test func failure18ANodeIsToldWhatWasHeardOfIt() {
+        var bench = Bench(genesis)
+        bench.session = 3
+        #expect(bench.ask(.greet(promised: .zero), from: .a).isEmpty)
+        #expect(isPromise(bench.prepare(ballot(7, .a))))
+        #expect(bench.ask(.greet(promised: ballot(7, .a)), from: .a).isEmpty)
+        let said: [QuorumMessage.Body] = [.heard(birth: 9, session: 3, ballot: ballot(7, .a))]
+        #expect(bench.ask(.greet(promised: ballot(6, .a)), from: .a) == said)
+        bench.session = 2
+        #expect(bench.ask(.greet(promised: ballot(7, .a)), from: .a) == said)
+        // A later process on the same votes, and then votes that began anew: nothing is held against those.
+        bench.session = 4
+        #expect(
+            bench.ask(.greet(promised: ballot(6, .a)), from: .a)
+                == [.heard(birth: 9, session: 4, ballot: ballot(7, .a))])
+        bench.session = 1
+        #expect(bench.ask(.greet(promised: .zero), from: .a, birth: 10).isEmpty)
     }
 
     @Test func aGrantLongerThanItsRestartWaitIsRefused() {
         var bench = Bench(genesis)
         let answers = bench.ask(
             .leaseRequest(
-                number: 1, heard: 0, epoch: Epoch(rawValue: 1), grantMilliseconds: 4001, memory: VoterMemory()),
+                number: 1, heard: 0, epoch: Epoch(rawValue: 1), grantMilliseconds: 4001, memory: VoterMemory(),
+                committed: .zero),
             from: .a)
         #expect(answers == [.leaseRefused(number: 1, .tooLong, accepted: Epoch(rawValue: 1))])
     }

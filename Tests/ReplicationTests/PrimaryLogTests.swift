@@ -126,6 +126,31 @@ private let alone = AckRule(inSync: .a, needsOwnDisk: true)
         #expect(SyncPlan.make(me: .a, mine: old, theirs: new) == .follow)
     }
 
+    /// What was on the other disk and is not: compared, whatever the journal could send.
+    @Test func failure18ALogThatEndsBeforeWhatItsDiskHeldIsCompared() {
+        let mine = state([(1, 1)], last: 20, committed: 18, serving: true, decision: both)
+        for last: UInt64 in 0...20 {
+            for held: UInt64 in 0...18 {
+                for incomplete in [false, true] {
+                    let theirs = state(
+                        last == 0 ? [] : [(1, 1)], last: last, incomplete: incomplete, decision: both)
+                    let plan = SyncPlan.make(me: .a, mine: mine, theirs: theirs, held: seq(held))
+                    let expected: SyncPlan =
+                        if incomplete {
+                            .compare(.incomplete)
+                        } else if last < held {
+                            .compare(.putBack(held: seq(held), last: seq(last)))
+                        } else {
+                            .source(common: seq(last))
+                        }
+                    #expect(plan == expected, "\(last) of \(held)")
+                    // The other side's plan does not depend on it.
+                    #expect(SyncPlan.make(me: .b, mine: theirs, theirs: mine) == .follow)
+                }
+            }
+        }
+    }
+
     @Test func theOnlyNodeInSyncIsTheSourceHoweverShortItsLog() {
         let sole = state([(1, 1)], last: 5, decision: onlyA, ballot: 7)
         let stale = state([(1, 1)], last: 9, committed: 3, decision: both, ballot: 4)

@@ -2,19 +2,22 @@ import Quorum
 import Testing
 
 /// A world in which nothing goes wrong unless the test says so.
-private func calmWorld(seed: UInt64, loneRestart: UInt64? = nil) -> World {
+private func calmWorld(seed: UInt64, loneRestart: UInt64? = nil, bugs: Set<PlantedBug> = []) -> World {
     var options = WorldOptions()
     options.loss = 0
     options.duplicates = 0
     options.late = 0
     options.traces = true
     options.loneRestart = loneRestart
+    options.bugs = bugs
     return World(seed: seed, options: options)
 }
 
 /// Both nodes in sync, and the one that serves; nil if it never came to that.
-func whole(_ seed: UInt64, loneRestart: UInt64? = nil) -> (World, SimulatedNode, SimulatedNode)? {
-    let world = calmWorld(seed: seed, loneRestart: loneRestart)
+func whole(
+    _ seed: UInt64, loneRestart: UInt64? = nil, bugs: Set<PlantedBug> = []
+) -> (World, SimulatedNode, SimulatedNode)? {
+    let world = calmWorld(seed: seed, loneRestart: loneRestart, bugs: bugs)
     guard world.run(until: { world.isHealthy }, milliseconds: 30_000), let server = world.server else {
         Issue.record("seed \(seed): never whole: \(world.roles)")
         return nil

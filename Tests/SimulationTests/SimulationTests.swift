@@ -76,7 +76,8 @@ func stormOptions(_ seed: UInt64) -> WorldOptions {
     func aNodeAddedFromItsMemoryLosesFsyncedWrites(planted: Bool) {
         var options = WorldOptions()
         options.loneRestart = 3000
-        options.bugs = planted ? [.addsNodeFromMemory] : []
+        // A witness that remembers what was committed would not let it serve.
+        options.bugs = planted ? [.addsNodeFromMemory, .witnessForgetsNodes] : []
         let world = World(seed: 11, options: options)
         #expect(world.run(until: { world.isHealthy }, milliseconds: 30_000))
         guard let server = world.server else { return }

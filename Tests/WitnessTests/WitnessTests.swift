@@ -152,6 +152,85 @@ private struct Asker {
     }
 }
 
+/// What the witness remembers of nodes beside its votes.
+@Suite struct NodeMemoryTests {
+    private static let later: UInt64 = now + WitnessVoters.memoryNanoseconds
+
+    private func lease(_ number: UInt64, committed: UInt64) -> QuorumMessage.Body {
+        .leaseRequest(
+            number: number, heard: number - 1, epoch: Epoch(rawValue: 1), grantMilliseconds: 4000,
+            memory: VoterMemory(), committed: Seq(rawValue: committed))
+    }
+
+    @Test func failure18ItIsWrittenNowAndThenAndToldAfterARestart() throws {
+        let scratch = Scratch()
+        let files = NodeMemoryFiles(directory: scratch.path)
+        var asker = Asker(1)
+        let birth: UInt64
+        do {
+            let witness = try voters(scratch)
+            birth = asker.seed(witness, name: "ledger").birth
+            // A decision in the instance that it is now.
+            let decision = Decision(sequence: 2, epoch: Epoch(rawValue: 1), primary: .a, inSync: .a)
+            _ = asker.ask(witness, .prepare(asker.ballot(birth, 10), memory: VoterMemory()))
+            _ = asker.ask(witness, .accept(asker.ballot(birth, 10), decision, memory: VoterMemory()))
+            // A node that has started is written down at once, what is committed not more than once a minute.
+            let first = witness.memoriesToWrite(now: now)
+            #expect(first.count == 1 && first[0].1.lifeA?.incarnation == Incarnation(birth: 1, session: 1))
+            for (mirror, memory) in first { try files.store(memory, of: mirror) }
+            #expect(asker.ask(witness, lease(1, committed: 500)) == .leaseGranted(number: 1))
+            #expect(witness.memoriesToWrite(now: now + 1).isEmpty)
+            #expect(witness.memoriesToWrite(now: now + 1, all: true).count == 1)
+            #expect(witness.memoriesToWrite(now: NodeMemoryTests.later + 2).isEmpty)
+            #expect(asker.ask(witness, lease(2, committed: 600)) == .leaseGranted(number: 2))
+            for (mirror, memory) in witness.memoriesToWrite(now: NodeMemoryTests.later + 2) {
+                #expect(memory.mark == LogMark(epoch: Epoch(rawValue: 1), seq: Seq(rawValue: 600)))
+                try files.store(memory, of: mirror)
+            }
+            #expect(asker.ask(witness, lease(3, committed: 700)) == .leaseGranted(number: 3))
+        }
+        let witness = try voters(scratch)
+        guard
+            case .promise(_, _, _, let mark) = asker.ask(
+                witness, .prepare(asker.ballot(birth, 50), memory: VoterMemory()))
+        else {
+            Issue.record("no promise")
+            return
+        }
+        #expect(mark.seq == Seq(rawValue: 600))
+    }
+
+    @Test func failure37ADamagedMemoryCostsNothingButTheMemory() throws {
+        let scratch = Scratch()
+        var asker = Asker(1)
+        do {
+            let witness = try voters(scratch)
+            _ = asker.seed(witness, name: "ledger")
+            for (mirror, memory) in witness.memoriesToWrite(now: now, all: true) {
+                try NodeMemoryFiles(directory: scratch.path).store(memory, of: mirror)
+            }
+        }
+        let path = "\(scratch.path)/\(asker.mirror).nodes"
+        var bytes = [UInt8](try Data(contentsOf: URL(fileURLWithPath: path)))
+        for index in bytes.indices {
+            bytes[index] ^= 4
+            #expect(throws: DecodingError.self) { try NodeMemory(decoding: bytes, mirror: asker.mirror) }
+            bytes[index] ^= 4
+        }
+        #expect(try NodeMemory(decoding: bytes, mirror: asker.mirror).lifeA != nil)
+        #expect(throws: DecodingError.self) { try NodeMemory(decoding: bytes, mirror: MirrorID(high: 3, low: 3)) }
+        bytes[30] ^= 4
+        try Data(bytes).write(to: URL(fileURLWithPath: path))
+        let witness = try voters(scratch)
+        #expect(witness.mirrorCount == 1)
+        // It answers as ever.
+        guard case .leaseRefused(1, _, _) = asker.ask(witness, lease(1, committed: 5)) else {
+            Issue.record("no answer")
+            return
+        }
+    }
+}
+
 @Suite struct WitnessServerTests {
     /// Greets the witness over loopback, sends `body` for `mirror`, and returns what comes back, or why nothing does.
     private func talk(

@@ -37,6 +37,22 @@ public final class WitnessServer {
             admit: { [unowned self] greeting, remote in admit(greeting, remote) })
     }
 
+    static let memoryMilliseconds = 5_000
+
+    /// Keeps what is remembered of nodes in files, written by `writer`.
+    public func keepMemories(in files: NodeMemoryFiles, writer: WorkerPool) {
+        _ = reactor.repeating(milliseconds: Self.memoryMilliseconds) { [unowned self] in
+            for (mirror, memory) in voters.memoriesToWrite(now: reactor.now) {
+                let logger = logger
+                _ = writer.trySubmit {
+                    do throws(VoteStoreError) {
+                        try files.store(memory, of: mirror)
+                    } catch { logger.error("\(error)", metadata: ["mirror": "\(mirror)"]) }
+                }
+            }
+        }
+    }
+
     /// Where it listens.
     public var address: SocketAddress? { listener?.address }
 

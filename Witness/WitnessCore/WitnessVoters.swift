@@ -8,6 +8,9 @@ public final class WitnessVoters {
     /// Mirrors that are empty here: each costs memory, and anyone who connects can name one.
     public static let emptyLimit = 256
 
+    /// What is remembered of nodes is written so seldom: it changes with every write of an application.
+    public static let memoryNanoseconds: BootNanoseconds = 60_000_000_000
+
     private let store: VoteStore
     private let timing: QuorumTiming
     private let startedAt: BootNanoseconds
@@ -19,6 +22,10 @@ public final class WitnessVoters {
     private var names: [String: MirrorID] = [:]
     /// Silent until the witness is restarted: what they would say cannot be trusted, or not be kept.
     private var silenced: Set<MirrorID> = []
+    /// As it was last written, and when.
+    private var memories: [MirrorID: (memory: NodeMemory, at: BootNanoseconds)] = [:]
+    /// Mirrors that were heard of since then.
+    private var heard: Set<MirrorID> = []
 
     /// - Parameter startedAt: when this process started. For one grant from then it promises nothing to anybody:
     ///   its earlier process may have granted a lease.
@@ -38,7 +45,8 @@ public final class WitnessVoters {
         }
         for state in states {
             voters[state.mirror] = Acceptor(
-                voter: .witness, state: state, timing: timing, startedAt: startedAt, seed: self.generator.next())
+                voter: .witness, state: state, timing: timing, startedAt: startedAt, seed: self.generator.next(),
+                memory: recall(state.mirror))
             if let other = names[state.name] {
                 logger.error("mirrors \(other) and \(state.mirror) have one name, \(state.name): rename one of them")
             } else {
@@ -88,6 +96,7 @@ public final class WitnessVoters {
         voter.receive(message, from: node, now: now, effects: &effects)
         let answers = carryOut(effects, &voter, mirror)
         voters[mirror] = voter
+        heard.insert(mirror)
         noteMemory(of: voter, mirror, wasEmpty: wasEmpty)
         return answers
     }
@@ -102,7 +111,40 @@ public final class WitnessVoters {
         // The oldest empty one makes room; if it is a real mirror it just gets another number.
         if empties.count >= WitnessVoters.emptyLimit { voters[empties.removeFirst()] = nil }
         empties.append(mirror)
-        return Acceptor(voter: .witness, state: nil, timing: timing, startedAt: startedAt, seed: generator.next())
+        return Acceptor(
+            voter: .witness, state: nil, timing: timing, startedAt: startedAt, seed: generator.next(),
+            memory: recall(mirror))
+    }
+
+    private func recall(_ mirror: MirrorID) -> NodeMemory {
+        let (memory, complaint) = NodeMemoryFiles(directory: store.directory).load(mirror)
+        if let complaint { logger.warning("\(complaint)") }
+        if let memory { memories[mirror] = (memory, 0) }
+        return memory ?? NodeMemory()
+    }
+
+    /// What is remembered of nodes and has to be written now: at once when a node has started, else now and then.
+    /// - Parameter all: whatever has changed, because the process stops.
+    public func memoriesToWrite(now: BootNanoseconds, all: Bool = false) -> [(MirrorID, NodeMemory)] {
+        var found: [(MirrorID, NodeMemory)] = []
+        for mirror in heard.sorted(by: { ($0.high, $0.low) < ($1.high, $1.low) }) {
+            guard let voter = voters[mirror], voter.state != nil else {
+                heard.remove(mirror)
+                continue
+            }
+            let memory = voter.nodeMemory
+            let written = memories[mirror]
+            let isNewLife = written?.memory.lifeA != memory.lifeA || written?.memory.lifeB != memory.lifeB
+            guard memory != written?.memory else {
+                heard.remove(mirror)
+                continue
+            }
+            guard all || isNewLife || now >= (written?.at ?? 0) + WitnessVoters.memoryNanoseconds else { continue }
+            memories[mirror] = (memory, now)
+            heard.remove(mirror)
+            found.append((mirror, memory))
+        }
+        return found
     }
 
     private func noteMemory(of voter: Acceptor, _ mirror: MirrorID, wasEmpty: Bool) {

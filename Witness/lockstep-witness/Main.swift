@@ -54,6 +54,8 @@ struct LockstepWitness: ParsableCommand {
         let logger = Logger(label: "lockstep-witness")
         let signals = StopSignals()
         do {
+            let files = NodeMemoryFiles(directory: directory)
+            let writer = try WorkerPool(threads: 1, name: "memories")
             let thread = try ReactorThread(name: "witness", logger: logger) { reactor in
                 let voters = try WitnessVoters(
                     store: VoteStore(directory: directory), timing: chosenTiming, startedAt: reactor.now,
@@ -61,6 +63,7 @@ struct LockstepWitness: ParsableCommand {
                 let server = try WitnessServer(
                     reactor: reactor, address: address, voters: voters, session: UInt64.random(in: 1 ... .max),
                     logger: logger)
+                server.keepMemories(in: files, writer: writer)
                 // The reactor's handlers refer to it; this keeps it as long as they run.
                 reactor.beforeSleep { withExtendedLifetime(server) {} }
                 logger.notice(
@@ -71,6 +74,7 @@ struct LockstepWitness: ParsableCommand {
             logger.notice("stopping")
             thread.handle.stop()
             thread.join()
+            writer.shutdown()
         } catch {
             logger.critical("\(error)")
             throw ExitCode(1)

@@ -97,6 +97,8 @@ struct DataModel {
     var peerDurable = 0
     var saidCaughtUp = false
     var flushing = 0
+    var committed = 0
+    var position = PositionReport()
     let node: NodeID
     let bugs: Set<PlantedBug>
 
@@ -302,6 +304,25 @@ struct DataModel {
         isComplete = false
     }
 
+    // MARK: What the voters are told
+
+    private mutating func noteCommitted() {
+        guard role == .primary, !policy.possible.isEmpty else {
+            committed = 0
+            return
+        }
+        let needsPeer = policy.nodes.contains(node.peer)
+        committed = max(committed, needsPeer ? min(durable, peerFollows ? peerDurable : 0) : durable)
+    }
+
+    mutating func report(now: UInt64, out: inout [DataOutput]) {
+        let last = LogMark(
+            epoch: durable > 0 ? log[durable - 1].epoch : .none, seq: Seq(rawValue: UInt64(durable)))
+        let known = role == .primary ? Seq(rawValue: UInt64(committed)) : nil
+        guard let news = position.next(last: last, committed: known, now: now) else { return }
+        out.append(.event(.log(last: news.last, committed: news.committed)))
+    }
+
     // MARK: Writes
 
     mutating func write(id: Int, fsync: Bool, now: UInt64, out: inout [DataOutput]) {
@@ -348,6 +369,7 @@ struct DataModel {
             append(ModelRecord(epoch: epoch, id: -Int(epoch.rawValue)), fsync: true, now: now, out: &out)
         }
         acknowledge(now: now, out: &out)
+        noteCommitted()
         if leads, !saidCaughtUp, isPeerCaughtUp {
             saidCaughtUp = true
             out.append(.event(.peerCaughtUp(true)))

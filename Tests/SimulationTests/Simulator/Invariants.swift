@@ -139,6 +139,7 @@ extension World {
         kill(witness)
         say("witness installed anew")
         witness.disk = nil
+        witness.memory = NodeMemory()
         start(witness)
     }
 

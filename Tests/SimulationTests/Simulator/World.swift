@@ -17,6 +17,8 @@ enum PlantedBug: Hashable, CaseIterable {
     case witnessReinventsItself
     /// What a forced promotion leaves out is cut without being saved.
     case cutsWithoutSaving
+    /// The witness is told nothing of what is committed, and remembers nothing of the nodes.
+    case witnessForgetsNodes
 }
 
 /// How bad the world is.
@@ -67,6 +69,8 @@ final class SimulatedNode: Machine {
     var kills = 0
     /// The journal's writes take so much longer, in ms.
     var slowFlush: UInt64 = 0
+    /// All of its disks, as they were at one moment.
+    var snapshot: (votes: AcceptorState?, data: DataModel)?
 
     init(node: NodeID, bugs: Set<PlantedBug>) {
         self.node = node
@@ -78,6 +82,9 @@ final class SimulatedNode: Machine {
 final class SimulatedWitness: Machine {
     var acceptor: Acceptor?
     var backup: AcceptorState?
+    /// On its disk, and when it was written.
+    var memory = NodeMemory()
+    var memoryAt: UInt64 = 0
 }
 
 /// Two nodes, a witness, the network between them, and what must always be true.
@@ -237,7 +244,10 @@ final class World {
     private func tick(_ node: SimulatedNode) {
         after(120 * ms, on: node) { [unowned self] in
             step(node, .tick)
-            data(node) { data, now, out in data.advance(now: now, out: &out) }
+            data(node) { data, now, out in
+                data.advance(now: now, out: &out)
+                data.report(now: now, out: &out)
+            }
             tick(node)
         }
     }
@@ -256,7 +266,8 @@ final class World {
             }
         }
         var acceptor = Acceptor(
-            voter: .witness, state: witness.disk, timing: timing, startedAt: startedAt, seed: random.next())
+            voter: .witness, state: witness.disk, timing: timing, startedAt: startedAt, seed: random.next(),
+            memory: options.bugs.contains(.witnessForgetsNodes) ? NodeMemory() : witness.memory)
         var effects: [AcceptorEffect] = []
         acceptor.start(effects: &effects)
         witness.acceptor = acceptor
@@ -398,10 +409,51 @@ final class World {
                 step(node, .message(from: from, message))
             } else if let asker = from.node {
                 var effects: [AcceptorEffect] = []
-                witness.acceptor?.receive(message, from: asker, now: witness.clock(now), effects: &effects)
+                var heard = message
+                if options.bugs.contains(.witnessForgetsNodes) {
+                    guard case .some = forgetting(&heard) else { return }
+                }
+                witness.acceptor?.receive(heard, from: asker, now: witness.clock(now), effects: &effects)
                 carryOut(effects)
+                keepMemory()
             }
         }
+    }
+
+    private func forgetting(_ message: inout QuorumMessage) -> Void? {
+        switch message.body {
+        case .leaseRequest(let number, let heard, let epoch, let grant, let memory, _):
+            message.body = .leaseRequest(
+                number: number, heard: heard, epoch: epoch, grantMilliseconds: grant, memory: memory, committed: .zero)
+        case .greet: return nil
+        default: break
+        }
+        return ()
+    }
+
+    /// The witness writes what it remembers of the nodes now and then, and waits for nothing.
+    private func keepMemory() {
+        guard let memory = witness.acceptor?.nodeMemory, memory != witness.memory, now >= witness.memoryAt + 2000 * ms
+        else { return }
+        witness.memoryAt = now
+        after(random.between(1, 100) * ms, on: witness) { [unowned self] in witness.memory = memory }
+    }
+
+    /// All disks of a node as they are now: what a snapshot of its machine holds.
+    func takeSnapshot(of node: SimulatedNode) {
+        var data = node.data
+        data.crash()
+        node.snapshot = (node.disk, data)
+    }
+
+    /// The machine is put back to its snapshot, and started.
+    func putBack(_ node: SimulatedNode) {
+        guard let snapshot = node.snapshot else { return }
+        kill(node)
+        say("\(node.node) put back to \(snapshot.data.log.count) records")
+        node.disk = snapshot.votes
+        node.data = snapshot.data
+        start(node)
     }
 
     /// Cuts or heals one direction.

@@ -1,0 +1,275 @@
+import CLinux
+import Format
+import Glibc
+import Quorum
+import Testing
+
+@testable import Journal
+@testable import Node
+@testable import Tree
+
+extension TestNode {
+    var journalFile: String { StateFiles.journal(configuration) }
+
+    /// The files as they are now, as a snapshot of their file system would keep them. The node is stopped.
+    func keep(files path: String) { #expect(run("/bin/cp", "-a", configuration.backing, path) == 0) }
+    func putBack(files path: String) {
+        #expect(run("/bin/rm", "-rf", configuration.backing) == 0)
+        #expect(run("/bin/cp", "-a", path, configuration.backing) == 0)
+    }
+    func keep(journal path: String) { #expect(run("/bin/cp", "-a", journalFile, path) == 0) }
+    func putBack(journal path: String) { #expect(run("/bin/cp", "-a", path, journalFile) == 0) }
+
+    /// Everything applied is the checkpoint, as it is a few seconds after the last write.
+    func makeCheckpoint() {
+        call { plane in plane.checkpoint { _ in } }
+        wait("a checkpoint") { $0.journal.checkpointSeq == $0.log.applied && !$0.checkpointRunning }
+    }
+}
+
+/// Line 18 of the table of failures, as far as a node's own disks show it.
+@Suite(.serialized) struct IdentityTests {
+    // MARK: the rule
+
+    /// Every combination of marker and journal, against what it must mean.
+    @Test func failure18EveryCombinationOfMarkerAndJournalHasOneMeaning() {
+        // The journal: records 100 to 200, batches end at the even ones, checkpoint 140, life 7 of base 3.
+        let journal = CopyCheck.JournalSide(
+            instance: 1, checkpoint: Seq(rawValue: 140), last: Seq(rawValue: 200), incarnation: 3 << 32 | 7)
+        let chain = { (seq: Seq) -> UInt64? in
+            seq.rawValue % 2 == 0 && (100...200).contains(seq.rawValue) ? seq.rawValue * 10 : nil
+        }
+        var counts: [String: Int] = [:]
+        for isDamaged in [false, true] {
+            for instance: UInt64 in [1, 2] {
+                for seq: UInt64 in [0, 100, 138, 140, 141, 160, 200, 202] {
+                    for isSameHistory in [true, false] {
+                        for life: UInt64 in [0, 3 << 32 | 6, 3 << 32 | 7, 3 << 32 | 8, 4 << 32 | 1] {
+                            var side = journal
+                            side.isDamaged = isDamaged
+                            let point = TreeMarker.Point(
+                                seq: Seq(rawValue: seq), chain: isSameHistory ? seq * 10 : 1, incarnation: life)
+                            let verdict = CopyCheck.verdict(
+                                TreeMarker(journal: instance, points: [point]), side, chain: chain)
+                            let expected: CopyCheck.Verdict
+                            if instance == 2 {
+                                expected = .otherJournal
+                            } else if seq < 140 {
+                                expected = .filesBehind(marker: point.seq, checkpoint: journal.checkpoint)
+                            } else if life == 3 << 32 | 8 || seq > 200 && !isDamaged {
+                                expected = .journalBehind(marker: point.seq, last: journal.last)
+                            } else if isDamaged || isSameHistory && seq % 2 == 0 {
+                                expected = .fits(point)
+                            } else {
+                                expected = .otherHistory(point.seq)
+                            }
+                            #expect(verdict == expected, "\(point), damaged \(isDamaged)")
+                            counts["\(expected)".prefix(6).description, default: 0] += 1
+                        }
+                    }
+                }
+            }
+        }
+        #expect(counts.count == 5)
+        #expect(CopyCheck.verdict(nil, journal, chain: chain) == .noMarker)
+    }
+
+    /// A journal that is about to begin anew: whichever of the two points is the one, the copy fits.
+    @Test func failure18AJournalThatBeginsAnewIsNoFalseAlarm() {
+        let old = TreeMarker.Point(seq: Seq(rawValue: 150), chain: 1500, incarnation: 3 << 32 | 7)
+        let new = TreeMarker.Point(seq: Seq(rawValue: 90), chain: 5, incarnation: 0)
+        let marker = TreeMarker(journal: 1, points: [old, new])
+        let before = CopyCheck.JournalSide(
+            instance: 1, checkpoint: Seq(rawValue: 140), last: Seq(rawValue: 200), incarnation: 3 << 32 | 8)
+        #expect(CopyCheck.verdict(marker, before) { $0.rawValue * 10 } == .fits(old))
+        let after = CopyCheck.JournalSide(
+            instance: 1, checkpoint: Seq(rawValue: 90), last: Seq(rawValue: 90), incarnation: 4 << 32)
+        #expect(CopyCheck.verdict(marker, after) { $0.rawValue == 90 ? 5 : nil } == .fits(new))
+    }
+
+    // MARK: one node's disks
+
+    private static func fill(_ root: String) {
+        NodeTests.fill(root)
+        put("\(root)/kept", noise(3 << 20, 17))
+    }
+
+    /// Both in sync, `b` stopped, its disks kept as they are. Then it has followed more changes, and is stopped again.
+    private static func aged(_ pair: Pair, cleanly: Bool) throws -> (files: String, journal: String) {
+        let (files, journal) = (pair.scratch.path + "/old-files", pair.scratch.path + "/old-journal")
+        pair.cut()
+        pair.b.stop()
+        pair.b.keep(files: files)
+        pair.b.keep(journal: journal)
+        try pair.b.start()
+        pair.connect()
+        let file = pair.a.create("later")
+        pair.a.write(file, noise(200_000, 18), at: 0)
+        pair.a.remove(pair.a.file("kept"), .root, "kept")
+        pair.a.waitForSync(pair.a.write(file, noise(1000, 19), at: 5))
+        pair.settle()
+        pair.b.makeCheckpoint()
+        if cleanly {
+            let done = Flag()
+            pair.cut()
+            pair.b.call { plane in plane.stop { done.set() } }
+            while !done.isSet { usleep(1000) }
+        }
+        pair.cut()
+        pair.b.stop()
+        return (files, journal)
+    }
+
+    /// After a misfit: the copy does not count, also after another start; then the other node makes it equal.
+    private static func expectCompared(_ pair: Pair, words: String) throws {
+        let b = pair.b
+        for _ in 0..<2 {
+            b.expectsMisfit = true
+            try b.start()
+            #expect(b.damage?.contains(words) == true, "\(b.damage ?? "nothing was found")")
+            #expect(b.call { $0.link.isIncomplete && $0.journal.isIncomplete && $0.journal.superblock.isIncomplete })
+            b.stop()
+        }
+        try b.start()
+        // It offers itself, and is not taken for a complete copy.
+        pair.connect()
+        pair.a.wait("compares") { $0.link.stage == .comparing }
+        #expect(!b.isMerged)
+        pair.goAlone(pair.a, epoch: 3)
+        pair.a.log(.setAttributes(file: .root, mask: [], attributes: FileAttributes(mode: 0, uid: 0, gid: 0)))
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 3)
+        pair.settle()
+        #expect(pair.a.kind == "comparison")
+        #expect(pair.differences() == [])
+        // And from then on it is like any other: a crash is no misfit.
+        b.expectsMisfit = false
+        pair.cut()
+        b.stop()
+        try b.start()
+        #expect(b.damage == nil)
+        pair.connect()
+        pair.a.waitForSync(pair.a.write(pair.a.create("at last"), noise(1000, 3), at: 0))
+        pair.settle()
+        #expect(pair.differences() == [])
+    }
+
+    @Test(arguments: [false, true]) func failure18FilesThatWerePutBackAreNoticedAndCompared(cleanly: Bool) throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        let old = try IdentityTests.aged(pair, cleanly: cleanly)
+        pair.b.putBack(files: old.files)
+        try IdentityTests.expectCompared(pair, words: "was put back to an older state: it holds the records up to")
+    }
+
+    @Test(arguments: [false, true]) func failure18AJournalThatWasPutBackIsNoticedAndCompared(cleanly: Bool) throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        let old = try IdentityTests.aged(pair, cleanly: cleanly)
+        pair.b.putBack(journal: old.journal)
+        try IdentityTests.expectCompared(pair, words: "journal was put back to an older state: it ends at record")
+    }
+
+    @Test func failure18TheOtherNodesFilesAreNoticedAndCompared() throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        _ = try IdentityTests.aged(pair, cleanly: false)
+        let clone = pair.scratch.path + "/clone"
+        pair.a.keep(files: clone)
+        pair.b.putBack(files: clone)
+        try IdentityTests.expectCompared(pair, words: "belongs to another journal")
+    }
+
+    @Test func failure18FilesWithoutAMarkerAreNoticedAndCompared() throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        _ = try IdentityTests.aged(pair, cleanly: false)
+        #expect(unlink(pair.b.configuration.backing + "/.lockstep/marker") == 0)
+        try IdentityTests.expectCompared(pair, words: "does not say which journal it belongs to")
+    }
+
+    /// All disks of the machine, consistently: only the other node knows. It remembers what it was told to be on that disk.
+    @Test(arguments: [false, true]) func failure18AMachineThatWasPutBackIsNoticedByTheOtherNode(alone: Bool) throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        let old = try IdentityTests.aged(pair, cleanly: false)
+        if alone { pair.goAlone(pair.a, epoch: 3) }
+        pair.b.putBack(files: old.files)
+        pair.b.putBack(journal: old.journal)
+        try pair.b.start()
+        #expect(pair.b.damage == nil)
+        pair.connect()
+        if !alone {
+            pair.a.wait("compares") { $0.link.stage == .comparing }
+            #expect(!pair.b.isMerged)
+            pair.goAlone(pair.a, epoch: 3)
+        }
+        pair.admit(to: pair.a, epoch: 3)
+        pair.settle()
+        #expect(pair.a.kind == "comparison")
+        #expect(pair.differences() == [])
+    }
+
+    /// The place where the disk should be mounted, and it is not: nothing starts, nothing is written there.
+    @Test func failure18AnEmptyPlaceWhereTheFilesShouldBeStartsNothing() throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        pair.cut()
+        pair.b.stop()
+        let (backing, aside) = (pair.b.configuration.backing, pair.scratch.path + "/aside")
+        #expect(rename(backing, aside) == 0)
+        makeDirectories(backing)
+        do {
+            try pair.b.start()
+            Issue.record("it started on an empty directory")
+        } catch { #expect("\(error)".contains("its file system is not mounted"), "\(error)") }
+        #expect(try PlainTree.look(at: backing) == .empty(isMountPoint: false))
+        #expect(rmdir(backing) == 0)
+        #expect(rename(aside, backing) == 0)
+        try pair.b.start()
+        pair.connect()
+        pair.a.waitForSync(pair.a.create("after").rawValue > 0 ? pair.a.call { $0.log.lastSeq } : .zero)
+        pair.settle()
+        #expect(pair.differences() == [])
+    }
+
+    /// The disk is new: prepared by the administrator, it is filled by the other node.
+    @Test func failure18AnEmptyDirectoryThatWasPreparedIsFilled() throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        _ = try IdentityTests.aged(pair, cleanly: true)
+        let configuration = pair.b.configuration
+        // The votes stay; only that there are any matters here.
+        try VoteFile(path: StateFiles.votes(configuration)).store(
+            AcceptorState.genesis(mirror: pair.mirror, name: "test", node: .b, birth: 5))
+        #expect(throws: StartError.self) { try NodePreparation.join(configuration, node: .b, logger: quiet) }
+        #expect(run("/bin/rm", "-rf", configuration.backing) == 0)
+        makeDirectories(configuration.backing)
+        try NodePreparation.join(configuration, node: .b, logger: quiet)
+        try IdentityTests.expectCompared(pair, words: "does not say which journal it belongs to")
+    }
+
+    /// A crash between the marker and the checkpoint, the only moment at which the two differ.
+    @Test func failure18ACrashBetweenMarkerAndCheckpointIsNoFalseAlarm() throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        let file = pair.a.create("between")
+        pair.a.waitForSync(pair.a.write(file, noise(100_000, 4), at: 0))
+        pair.settle()
+        let done = Flag()
+        pair.b.call { plane in
+            plane.holdsCheckpoints = true
+            let seq = plane.log.applied
+            plane.markCheckpoint(seq, chain: plane.journal.chain(at: seq) ?? 0) { _ in done.set() }
+        }
+        while !done.isSet { usleep(1000) }
+        #expect(pair.b.call { $0.journal.checkpointSeq < $0.log.applied })
+        pair.cut()
+        pair.b.stop()
+        try pair.b.start()
+        #expect(pair.b.damage == nil)
+        // Twice, and with a journal that may begin anew in between.
+        let begun = Flag()
+        pair.b.call { plane in plane.markBeginning(Seq(rawValue: 9999), chain: 1) { begun.set() } }
+        while !begun.isSet { usleep(1000) }
+        pair.b.stop()
+        try pair.b.start()
+        #expect(pair.b.damage == nil)
+        pair.connect()
+        pair.a.waitForSync(pair.a.write(file, noise(1000, 5), at: 7))
+        pair.settle()
+        #expect(pair.differences() == [])
+    }
+}

@@ -1,0 +1,111 @@
+import Quorum
+import Testing
+
+/// Line 18 of the table of failures, where a node's own disks agree with each other and only others can know better: the
+/// whole machine is put back to a snapshot.
+@Suite struct PutBackTests {
+    static let seeds: [UInt64] = Array(1...16)
+
+    private static func reasonTellsOfIt(_ node: SimulatedNode) -> Bool {
+        switch node.role?.reason {
+        // Behind: its votes are from before it was added.
+        case .putBack, .notSeeded, .behind: true
+        default: false
+        }
+    }
+
+    /// Both in sync; the standby's snapshot is taken; more is written; it is put back at the moment at which the primary
+    /// is lost. It believes to hold everything, and only the witness knows better.
+    private static func lonely(
+        _ seed: UInt64, cleanly: Bool, bugs: Set<PlantedBug> = []
+    ) -> (World, SimulatedNode, SimulatedNode)? {
+        guard let (world, primary, other) = whole(seed, loneRestart: 6000, bugs: bugs) else { return nil }
+        if cleanly {
+            world.step(other, .requestStop)
+            world.run(milliseconds: 200)
+            other.data.isComplete = true
+        }
+        world.takeSnapshot(of: other)
+        if cleanly {
+            other.snapshot?.data.isComplete = true
+            world.kill(other)
+            world.start(other)
+        }
+        world.run(until: { world.isHealthy }, milliseconds: 90_000)
+        let written = world.written
+        world.run(milliseconds: 5000)
+        #expect(world.written > written && world.isHealthy, "seed \(seed): \(world.roles)")
+        world.kill(primary)
+        world.putBack(other)
+        return (world, primary, other)
+    }
+
+    @Test(arguments: seeds) func failure18AMachineThatWasPutBackDoesNotServeWithoutTheOther(seed: UInt64) {
+        guard let (world, _, other) = PutBackTests.lonely(seed, cleanly: seed % 2 == 0) else { return }
+        world.run(milliseconds: 40_000)
+        #expect(world.server == nil)
+        #expect(PutBackTests.reasonTellsOfIt(other), "seed \(seed): \(world.roles)")
+        expectWholeAgain(world)
+    }
+
+    /// The same with a witness that remembers nothing of the nodes: the test above would notice.
+    @Test func failure18WithoutTheWitnesssMemoryAcknowledgedWritesWouldBeLost() {
+        var found = 0
+        for seed in PutBackTests.seeds {
+            guard
+                let (world, _, _) = PutBackTests.lonely(seed, cleanly: seed % 2 == 0, bugs: [.witnessForgetsNodes])
+            else { return }
+            world.run(milliseconds: 40_000)
+            if world.violations.contains(where: { $0.contains("without acknowledged write") }) { found += 1 }
+        }
+        #expect(found >= PutBackTests.seeds.count / 2, "\(found)")
+    }
+
+    /// The witness restarts in between: it has written down what it remembers.
+    @Test(arguments: seeds) func failure18TheWitnessRemembersAfterItsRestart(seed: UInt64) {
+        guard let (world, _, other) = PutBackTests.lonely(seed, cleanly: false) else { return }
+        world.kill(world.witness)
+        world.start(world.witness)
+        world.run(milliseconds: 40_000)
+        #expect(world.server == nil)
+        #expect(PutBackTests.reasonTellsOfIt(other), "seed \(seed): \(world.roles)")
+        expectWholeAgain(world)
+    }
+
+    /// The node that alone is in sync is put back: nobody has what it acknowledged. It says so, and serves only by force.
+    @Test(arguments: seeds) func failure18TheOnlyNodeInSyncThatWasPutBackServesOnlyByForce(seed: UInt64) {
+        guard let (world, primary, other) = whole(seed) else { return }
+        world.kill(other)
+        #expect(world.run(until: { primary.role?.role == .alone }, milliseconds: 10_000))
+        world.run(milliseconds: 2000)
+        world.takeSnapshot(of: primary)
+        world.run(milliseconds: 6000)
+        world.putBack(primary)
+        world.run(milliseconds: 30_000)
+        #expect(world.server == nil)
+        guard case .putBack = primary.role?.reason else {
+            Issue.record("seed \(seed): \(world.roles)")
+            return
+        }
+        world.step(primary, .requestPromotion(seedWitness: false))
+        #expect(
+            world.run(until: { world.server == primary.node }, milliseconds: 20_000), "seed \(seed): \(world.roles)")
+        #expect(world.violations.isEmpty, "seed \(seed)")
+        if case .byForce = primary.data.inheritance {} else { Issue.record("it does not say so") }
+    }
+
+    /// Either node, with everything else well: it is brought up to date, and nothing is lost.
+    @Test(arguments: seeds) func failure18AMachineThatWasPutBackIsBroughtUpToDate(seed: UInt64) {
+        guard let (world, primary, other) = whole(seed, loneRestart: seed % 3 == 0 ? 6000 : nil) else { return }
+        let node = seed % 2 == 0 ? primary : other
+        world.takeSnapshot(of: node)
+        world.run(milliseconds: 3000 + world.random.between(0, 9000))
+        world.putBack(node)
+        // Sometimes not the first time.
+        if seed % 4 == 0 {
+            world.run(milliseconds: world.random.between(100, 9000))
+            world.putBack(node)
+        }
+        expectWholeAgain(world)
+    }
+}

@@ -1,0 +1,40 @@
+import Format
+import Foundation
+import Glibc
+
+/// What the witness remembers of nodes, one file a mirror: `<32 hexadecimal digits of the mirror id>.nodes`, each replaced
+/// as a whole. Nothing that is answered waits for it, so it is written on a thread of its own: a disk that hangs then
+/// delays no lease.
+public struct NodeMemoryFiles: Sendable {
+    let directory: String
+    static let suffix = ".nodes"
+
+    public init(directory: String) { self.directory = directory }
+
+    private func path(_ mirror: MirrorID) -> String { directory + "/\(mirror)" + NodeMemoryFiles.suffix }
+
+    /// nil when there is none. A damaged one is as good as none, and `complaint` says so: what it remembered is lost, no more.
+    func load(_ mirror: MirrorID) -> (memory: NodeMemory?, complaint: String?) {
+        guard let data = FileManager.default.contents(atPath: path(mirror)) else { return (nil, nil) }
+        do throws(DecodingError) {
+            return (try NodeMemory(decoding: [UInt8](data), mirror: mirror), nil)
+        } catch {
+            return (nil, "\(path(mirror)) cannot be used (\(error)); it is written anew")
+        }
+    }
+
+    /// Temporary file, flush, rename. The directory is not flushed: an older file does no harm.
+    func store(_ memory: NodeMemory, of mirror: MirrorID) throws(VoteStoreError) {
+        let temporary = path(mirror) + ".new"
+        let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        guard file >= 0 else { throw VoteStoreError("create", temporary, errno) }
+        let bytes = memory.encoded(mirror: mirror)
+        let count = write(file, bytes, bytes.count)
+        let writeCode = count < 0 ? errno : ENOSPC
+        let flushCode = fsync(file) == 0 ? 0 : errno
+        close(file)
+        guard count == bytes.count else { throw VoteStoreError("write", temporary, writeCode) }
+        guard flushCode == 0 else { throw VoteStoreError("flush", temporary, flushCode) }
+        guard rename(temporary, path(mirror)) == 0 else { throw VoteStoreError("rename", temporary, errno) }
+    }
+}
