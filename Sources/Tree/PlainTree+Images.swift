@@ -248,13 +248,18 @@ extension PlainTree {
         try setAll(object.fd, type: type, attributes, xattrs)
     }
 
-    /// Puts a new object in place of one that cannot be changed, at every name it has.
+    /// Puts a new object in place of one that cannot be changed, at every name it has, one in staging included.
     /// - Parameter links: how many names that is.
     private func replace(
         _ file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute], links: Int
     ) throws(TreeError) {
         try findReplaceable()
         let stagingName = PlainTree.encodeTag(file)
+        // A record has moved it into a directory that is not here yet: it waits for that, and so must the new one.
+        let waits = try occupant(of: stagingName, in: staging.rawValue) == file
+        let old = Array("replaced-\(file)".utf8)
+        // Not removed before the new one is complete, or a crash in between would leave neither.
+        if waits { try System.rename(staging.rawValue, stagingName, to: staging.rawValue, old) }
         try build(file, attributes, target, xattrs)
         var done: [(parent: FileID, name: FileName)] = []
         try replacePlaces(of: file, &done)
@@ -264,7 +269,11 @@ extension PlainTree {
             try findReplaceable()
             try replacePlaces(of: file, &done)
         }
-        try System.unlink(staging.rawValue, stagingName, isDirectory: false)
+        if waits {
+            try removeFromStaging(old)
+        } else {
+            try System.unlink(staging.rawValue, stagingName, isDirectory: false)
+        }
     }
 
     /// - Parameter done: names that lead to the new object.

@@ -236,4 +236,89 @@ private struct Comparison {
         let exact = try hashes(false)
         #expect(exact[0] != nil && exact[1] == nil)
     }
+
+    // MARK: - Objects that cannot be changed
+
+    /// What happens to a symbolic link or device between the image of its directory, which puts something of its type
+    /// there, and its own image, which can only put another object in its place.
+    enum Accident: CaseIterable {
+        case none, moved, linked, linkedAndMoved
+        /// Another session begins, in this process or the next, and does not bring the directory again.
+        case begunAgain, restarted, restartedAndMoved
+        /// Into a directory that comes only afterwards.
+        case movedToWait, linkedAndMovedToWait
+    }
+
+    @Test(arguments: Accident.allCases, [S_IFLNK, S_IFCHR])
+    func failure36APlaceholderIsReplacedWhereverRecordsHavePutIt(accident: Accident, type: UInt32) throws {
+        let scratch = Scratch()
+        var tree: PlainTree! = try openTree(scratch)
+        let object = FileID(epoch: Epoch(rawValue: 7), counter: 1)
+        let directory = FileID(epoch: Epoch(rawValue: 7), counter: 2)
+        let late = FileID(epoch: Epoch(rawValue: 7), counter: 3)
+        let folder = FileAttributes(mode: S_IFDIR | 0o755, uid: 0, gid: 0)
+        func name(_ text: String) -> FileName { Array(text.utf8) }
+        func image(_ directory: FileID, _ entries: [ImageEntry]) throws {
+            try tree.apply(
+                .imageDirectory(
+                    directory: directory, attributes: folder, xattrs: [], part: 0, isLast: true, entries: entries),
+                isImage: true)
+        }
+        func move(to newParent: FileID) throws {
+            try tree.apply(
+                .rename(
+                    file: object, parent: .root, name: name("object"), newParent: newParent, newName: name("moved"),
+                    exchange: false, replaced: .none, replacedWasLast: false))
+        }
+        func restart() throws {
+            // One at a time works on the plain files.
+            tree = nil
+            tree = try openTree(scratch, .existing)
+            _ = try tree.replay(after: .zero, through: .zero, isBehind: true) { _ in }
+        }
+        try tree.apply(.imageStart(number: 1))
+        try image(
+            .root,
+            [
+                ImageEntry(name: name("object"), file: object, mode: type),
+                ImageEntry(name: name("directory"), file: directory, mode: S_IFDIR),
+            ])
+        try image(directory, [])
+        var places = [(FileID.root, "object")]
+        switch accident {
+        case .none: break
+        case .moved: try move(to: directory)
+        case .movedToWait: try move(to: late)
+        case .linked, .linkedAndMoved, .linkedAndMovedToWait:
+            try tree.apply(.link(file: object, parent: directory, name: name("linked")))
+            places.append((directory, "linked"))
+            if accident == .linkedAndMoved { try move(to: directory) }
+            if accident == .linkedAndMovedToWait { try move(to: late) }
+        case .begunAgain: try tree.apply(.imageStart(number: 2))
+        case .restarted: try restart()
+        case .restartedAndMoved:
+            try restart()
+            try tree.apply(.imageStart(number: 2))
+            try move(to: directory)
+        }
+        if [.moved, .linkedAndMoved, .restartedAndMoved].contains(accident) { places[0] = (directory, "moved") }
+        let attributes = FileAttributes(
+            mode: type | 0o777, uid: 5, gid: 6, rdev: type == S_IFCHR ? 0x103 : 0, mtime: 1_600_000_000_000_000_000)
+        let target = type == S_IFLNK ? name("where/it/leads") : []
+        try tree.apply(.imageFile(file: object, attributes: attributes, target: target, xattrs: []), isImage: true)
+        if [.movedToWait, .linkedAndMovedToWait].contains(accident) {
+            let known = places.dropFirst().map { ImageEntry(name: name($0.1), file: object, mode: type) }
+            try image(directory, known + [ImageEntry(name: name("late"), file: late, mode: S_IFDIR)])
+            try image(late, [ImageEntry(name: name("moved"), file: object, mode: type)])
+            places[0] = (late, "moved")
+        }
+        for (parent, place) in places {
+            let found = try tree.lookup(parent: parent, name: name(place))
+            #expect(found.file == object && Int(found.links) == places.count, "\(place)")
+            #expect(found.attributes.mode & S_IFMT == type && found.attributes.uid == 5)
+            #expect(found.attributes.rdev == attributes.rdev && found.attributes.mtime == attributes.mtime)
+            if type == S_IFLNK { #expect(try tree.readLink(found.file) == target) }
+        }
+        #expect(try tree.stagingNames() == [])
+    }
 }
