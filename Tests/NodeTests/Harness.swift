@@ -150,6 +150,7 @@ final class TestNode: @unchecked Sendable {
     private let misfit = Mutex<String?>(nil)
     /// The next start shall find that journal and files do not belong together. In all other tests that is a false alarm.
     var expectsMisfit = false
+    private let failures = Mutex(0)
 
     init(_ id: NodeID, _ configuration: MirrorConfiguration, _ mirror: MirrorID, mounted: Bool) {
         self.mounted = mounted
@@ -162,6 +163,8 @@ final class TestNode: @unchecked Sendable {
     var isMerged: Bool { merged.withLock { $0 } }
     /// What the last start found wrong with its disks.
     var damage: String? { misfit.withLock { $0 } }
+    /// How often this node has said that the other one cannot take part.
+    var peerFailures: Int { failures.withLock { $0 } }
     var problems: [String] { reports.withLock { $0 } }
 
     func start() throws {
@@ -174,6 +177,7 @@ final class TestNode: @unchecked Sendable {
             ) { [self] report in
                 switch report {
                 case .member(.peerCaughtUp(let value)): caughtUp.withLock { $0 = value }
+                case .member(.peerSilent(.failed)): failures.withLock { $0 += 1 }
                 case .member(.merged): merged.withLock { $0 = true }
                 case .broken(let text): reports.withLock { $0.append(text) }
                 default: return
@@ -287,6 +291,9 @@ final class Wire: @unchecked Sendable {
     private let isCut = Mutex(false)
     private let carried = Mutex((toA: 0, toB: 0))
     private let breaksAt = Mutex<(@Sendable (DataMessage) -> Bool)?>(nil)
+    private let holdsBack = Mutex<(@Sendable (DataMessage) -> Bool)?>(nil)
+    private let held = Mutex<[(end: Int, message: DataMessage)]>([])
+    private let planned = Mutex<[DataMessage]>([])
     fileprivate let ends: [WireEnd]
     private let nodes: [TestNode]
     private let bytesPerSecond: Int?
@@ -364,6 +371,42 @@ final class Wire: @unchecked Sendable {
 
     fileprivate func isLost(_ message: DataMessage) -> Bool { breaksAt.withLock { $0?(message) ?? false } }
 
+    /// Such messages wait until they are released, others pass them: as if whoever makes them were slow.
+    func holds(_ message: @escaping @Sendable (DataMessage) -> Bool) { holdsBack.withLock { $0 = message } }
+
+    var heldBack: [DataMessage] { held.withLock { $0.map(\.message) } }
+
+    /// Lets go of messages held back that are such as `isWanted` says.
+    func release(_ isWanted: (DataMessage) -> Bool = { _ in true }) {
+        let free = held.withLock { held in
+            let free = held.filter { isWanted($0.message) }
+            held.removeAll { isWanted($0.message) }
+            return free
+        }
+        for (end, message) in free { ends[end].deliver(message) }
+    }
+
+    fileprivate func isHeld(_ message: DataMessage, from index: Int) -> Bool {
+        guard holdsBack.withLock({ $0?(message) ?? false }) else { return false }
+        held.withLock { $0.append((index, message)) }
+        return true
+    }
+
+    /// What the nodes have sent to each other about who sends what, oldest first; lost messages too.
+    var plans: [DataMessage] { planned.withLock { $0 } }
+
+    fileprivate func note(_ message: DataMessage) {
+        switch message {
+        case .acknowledgement, .commit, .probe, .probeAnswer, .verifyAnswer: return
+        default: planned.withLock { $0.append(message) }
+        }
+    }
+
+    /// How a resynchronisation was begun on this connection; nil: none was.
+    var resyncKind: ResyncStart.Kind? {
+        plans.compactMap { if case .resyncStart(let start) = $0 { start.kind } else { nil } }.last
+    }
+
     var isBroken: Bool { isCut.withLock { $0 } }
 
     /// Bytes sent to the second node.
@@ -384,7 +427,12 @@ final class WireEnd: DataConnection, @unchecked Sendable {
     var queuedBytes: Int { wire.queued(from: index) }
 
     func send(_ message: DataMessage) {
+        wire.note(message)
         guard !wire.isLost(message) else { return wire.lost(index) }
+        if !wire.isHeld(message, from: index) { deliver(message) }
+    }
+
+    fileprivate func deliver(_ message: DataMessage) {
         let bytes = message.encoded()
         wire.carry(from: index, bytes: bytes.count + 48) { plane in
             do {
@@ -400,24 +448,30 @@ final class WireEnd: DataConnection, @unchecked Sendable {
         let messages = batches.map { (head: $0.header.wireEncoded(), body: $0.wirePieces.flatMap { Array($0) }) }
         let length = batches.reduce(FrameHeader.byteCount) { $0 + $1.wireLength }
         wire.carry(from: index, bytes: length) { plane in
-            do {
-                for message in messages {
-                    let header = try BatchHeader(wire: message.head, mirror: mirror)
-                    let incoming = Batch.Incoming(header: header, region: nil)
-                    var rest = message.body[...]
-                    incoming.recordBytes.copyBytes(from: rest.prefix(incoming.recordBytes.count))
-                    rest = rest.dropFirst(incoming.recordBytes.count)
-                    for place in try incoming.finishMeta() {
-                        place.copyBytes(from: rest.prefix(place.count))
-                        rest = rest.dropFirst(place.count)
-                    }
-                    plane.link.received(try incoming.finish())
-                }
-            } catch {
-                fatalError("a batch that cannot be read: \(error)")
+            for message in messages {
+                plane.link.received(Batch.received(message.head, message.body, mirror: mirror))
             }
         }
     }
 
     func close(_ reason: String) { wire.lost(index) }
+}
+
+extension Batch {
+    /// A batch as it comes out of its wire form.
+    static func received(_ head: [UInt8], _ body: [UInt8], mirror: MirrorID) -> Batch {
+        do {
+            let incoming = Batch.Incoming(header: try BatchHeader(wire: head, mirror: mirror), region: nil)
+            var rest = body[...]
+            incoming.recordBytes.copyBytes(from: rest.prefix(incoming.recordBytes.count))
+            rest = rest.dropFirst(incoming.recordBytes.count)
+            for place in try incoming.finishMeta() {
+                place.copyBytes(from: rest.prefix(place.count))
+                rest = rest.dropFirst(place.count)
+            }
+            return try incoming.finish()
+        } catch {
+            fatalError("a batch that cannot be read: \(error)")
+        }
+    }
 }

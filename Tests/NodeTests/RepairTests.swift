@@ -1,0 +1,121 @@
+import Format
+import Glibc
+import Synchronization
+import Testing
+
+@testable import Node
+@testable import Tree
+
+/// Repairs while the application goes on writing, with answers that come as late as they like.
+@Suite(.serialized) struct RepairTests {
+    /// Changes a file behind Lockstep's back, but for its time.
+    private static func spoil(_ path: String, _ change: (String) -> Void) {
+        var status = stat()
+        precondition(stat(path, &status) == 0)
+        change(path)
+        precondition(utimensat(AT_FDCWD, path, [status.st_atim, status.st_mtim], 0) == 0)
+    }
+
+    /// The bytes of one piece, as the other node has them.
+    @Sendable private static func isPiece(_ message: DataMessage) -> Bool {
+        if case .verifyAnswer(let answer) = message, case .bytes = answer.outcome { true } else { false }
+    }
+
+    private static func file(_ pair: Pair, _ name: String, _ data: [UInt8]) -> FileID {
+        let file = pair.a.create(name)
+        pair.a.waitForSync(pair.a.write(file, data, at: 0))
+        return file
+    }
+
+    /// Two pieces are asked about, the application writes into the second, and the first is done before the other node's
+    /// answer about the second comes, which the journal proves: as of the question.
+    @Test func failure37ARepairNeverOverwritesWhatWasWrittenSinceItsQuestion() throws {
+        let pair = try Pair.inSync()
+        var data = noise(1_000_000, 7)
+        let file = RepairTests.file(pair, "ledger", data)
+        pair.settle()
+        let wire = try #require(pair.wire)
+        wire.holds(RepairTests.isPiece)
+        RepairTests.spoil(pair.path(pair.b, "ledger")) { path in
+            put(path, [data[100_000] ^ 1], at: 100_000)
+            put(path, [data[700_000] ^ 1], at: 700_000)
+        }
+        pair.startVerify(VerifyOptions(repair: true))
+        pair.b.wait("both pieces answered") { _ in wire.heldBack.count == 2 }
+        // In the block of the second one, beside the byte that is wrong.
+        let newer = noise(1000, 8)
+        data.replaceSubrange(700_100..<701_100, with: newer)
+        pair.a.waitForSync(pair.a.write(file, newer, at: 700_100))
+        let first = wire.heldBack[0]
+        wire.release { $0 == first }
+        pair.a.wait("first piece done") { $0.verification.run?.repair.active == 1 }
+        wire.release()
+        let found = pair.finishVerify()
+        #expect(found.count == 2 && found.allSatisfy { $0.kind == .data && $0.state == .repaired })
+        pair.settle()
+        // Not compared in the expectation itself, which would print a million numbers.
+        for node in pair.nodes {
+            let isRight = bytes(pair.path(node, "ledger")) == data
+            #expect(isRight, "the newer write stays on \(node.id)")
+        }
+        #expect(pair.differences() == [])
+        #expect(pair.a.problems == [] && pair.b.problems == [])
+    }
+
+    enum Change: CaseIterable { case mode, append, xattr }
+
+    /// The same with attributes: a repair of them sets all of them, the size too.
+    @Test(arguments: Change.allCases)
+    func failure37ARepairOfAttributesUndoesNothingSetSinceItsQuestion(change: Change) throws {
+        let pair = try Pair.inSync()
+        var data = noise(20_000, 9)
+        let file = RepairTests.file(pair, "first", data)
+        let other = noise(50_000, 10)
+        _ = RepairTests.file(pair, "second", other)
+        pair.settle()
+        let wire = try #require(pair.wire)
+        let answers = Mutex(0)
+        wire.holds { message in
+            if RepairTests.isPiece(message) { return true }
+            guard case .verifyAnswer(let answer) = message, case .file(let file) = answer.outcome,
+                file.attributes.mode & 0o777 == 0o600
+            else { return false }
+            // The first one finds the difference, the second one is what is judged.
+            return answers.withLock { count in
+                count += 1
+                return count == 2
+            }
+        }
+        RepairTests.spoil(pair.path(pair.b, "first")) { precondition(chmod($0, 0o600) == 0) }
+        RepairTests.spoil(pair.path(pair.b, "second")) { put($0, [other[30_000] ^ 1], at: 30_000) }
+        pair.startVerify(VerifyOptions(repair: true))
+        pair.b.wait("both answered") { _ in wire.heldBack.count == 2 && answers.withLock { $0 } == 2 }
+        let last: Seq
+        switch change {
+        case .mode:
+            last = pair.a.log(
+                .setAttributes(
+                    file: file, mask: .mode, attributes: FileAttributes(mode: S_IFREG | 0o4711, uid: 0, gid: 0)))
+        case .append:
+            let more = noise(5000, 11)
+            last = pair.a.write(file, more, at: UInt64(data.count))
+            data += more
+        case .xattr: last = pair.a.log(.setXattr(file: file, name: Array("user.new".utf8), value: [1, 2]))
+        }
+        pair.a.waitForSync(last)
+        // The piece of the other file is done before the attributes are judged.
+        wire.release(RepairTests.isPiece)
+        pair.a.wait("piece done") { $0.verification.run?.repair.active == 1 }
+        wire.release()
+        let found = pair.finishVerify()
+        #expect(!found.isEmpty && found.allSatisfy { $0.state == .repaired || $0.state == .overwritten })
+        pair.settle()
+        #expect(pair.differences() == [])
+        let isRight = bytes(pair.path(pair.a, "first")) == data
+        #expect(isRight, "what was appended stays")
+        let state = try #require(snapshot(pair.a.configuration.backing)["/first"])
+        #expect(state.contains("mode \(String(S_IFREG | (change == .mode ? 0o4711 : 0o644), radix: 8)) "), "\(state)")
+        #expect(state.contains("user.new=1,2") == (change == .xattr), "\(state)")
+        #expect(pair.a.problems == [] && pair.b.problems == [])
+    }
+}
