@@ -407,8 +407,8 @@ final class MirrorLog {
     /// Committed records wait so long, or for so many others, before the appliers are woken for them, unless somebody
     /// waits for the plain files: a wake-up for each write would cost the application more than the write itself. The
     /// time is looked at when the log moves anyway; the timer, a wake-up of its own, is for the last ones before a pause.
-    static let handOverNanoseconds: UInt64 = 1_000_000
-    static let handOverTimerMilliseconds = 4
+    var handOverNanoseconds: UInt64 = 1_000_000
+    var handOverTimerMilliseconds = 4
     static let handOverRecords = 64
     static let handOverBytes = 1 << 20
 
@@ -427,7 +427,7 @@ final class MirrorLog {
         let time = reactor.now
         guard
             now || !applyWaiters.isEmpty || records >= MirrorLog.handOverRecords || bytes >= MirrorLog.handOverBytes
-                || time >= lastHandOver + MirrorLog.handOverNanoseconds
+                || time >= lastHandOver + handOverNanoseconds
         else { return handOverLater() }
         lastHandOver = time
         for batch in unapplied[..<count] {
@@ -440,7 +440,7 @@ final class MirrorLog {
     private func handOverLater() {
         guard !isHandOverPlanned else { return }
         isHandOverPlanned = true
-        _ = reactor.after(milliseconds: MirrorLog.handOverTimerMilliseconds) { [self] in
+        _ = reactor.after(milliseconds: handOverTimerMilliseconds) { [self] in
             isHandOverPlanned = false
             handOver(now: true)
         }
