@@ -1,0 +1,121 @@
+import Testing
+
+@testable import Quorum
+
+/// The first node on a bench, alone in the set, with both other voters: every write, every message and every order to
+/// the data side is carried out at once.
+private struct MemberBench {
+    var member = Member(node: .a, timing: QuorumTiming(), seed: 7)
+    var voters: [Voter: Acceptor] = [:]
+    var now = long
+    var closes: [CloseReason] = []
+    /// What the data side has been told of epochs.
+    var epochs: [Decision] = []
+    var additions = 0
+    /// Lost on the way to the other voters.
+    var loses: (QuorumMessage.Body) -> Bool = { _ in false }
+
+    init() {
+        for voter in [Voter.b, .witness] {
+            var acceptor = Acceptor(voter: voter, state: genesis, timing: QuorumTiming(), startedAt: 0, seed: 5)
+            var effects: [AcceptorEffect] = []
+            acceptor.start(effects: &effects)
+            voters[voter] = acceptor
+            carryOut(effects, of: voter)
+        }
+        step(.start(MemberStart(state: genesis, logComplete: true, lastEpoch: .none, lastSeq: .zero)))
+    }
+
+    mutating func step(_ event: MemberEvent) {
+        var effects: [MemberEffect] = []
+        member.step(event, now: now, effects: &effects)
+        for effect in effects {
+            switch effect {
+            case .persist(_, let token): step(.persisted(token: token))
+            case .setPolicy(_, let token): step(.policyInForce(token: token))
+            case .close(let reason): closes.append(reason)
+            case .epochChanged(let decision): epochs.append(decision)
+            case .inSyncChanged: additions += 1
+            case .send(_, let message) where loses(message.body): break
+            case .send(let voter, let message):
+                var answers: [AcceptorEffect] = []
+                voters[voter]?.receive(message, from: .a, now: now, effects: &answers)
+                carryOut(answers, of: voter)
+            default: break
+            }
+        }
+    }
+
+    private mutating func carryOut(_ effects: [AcceptorEffect], of voter: Voter) {
+        for effect in effects {
+            switch effect {
+            case .persist(_, let token):
+                var more: [AcceptorEffect] = []
+                voters[voter]?.persisted(token, effects: &more)
+                carryOut(more, of: voter)
+            case .reply(_, let message): step(.message(from: voter, message))
+            case .log: break
+            }
+        }
+    }
+
+    mutating func run(milliseconds: UInt64) {
+        for _ in 0..<milliseconds / 50 {
+            now += 50 * ms
+            step(.tick)
+        }
+    }
+
+    mutating func say(_ voter: Voter, _ body: QuorumMessage.Body) {
+        let sender = voters[voter]?.incarnation ?? Incarnation(birth: 0, session: 0)
+        step(.message(from: voter, QuorumMessage(sender: sender, number: 1_000_000, body: body)))
+    }
+}
+
+@Suite struct MemberTests {
+    /// The other node's own voter accepts its takeover first, and alone that may never be chosen. The witness accepts it
+    /// afterwards: two of three.
+    @Test func failure06ARefusalByTheOtherNodesOwnVoterDeposesNobodyTheWitnesssDoes() throws {
+        var bench = MemberBench()
+        bench.run(milliseconds: 10_000)
+        #expect(bench.member.mode == .serving)
+        let epoch = try #require(bench.member.known?.epoch)
+        let later = Epoch(rawValue: epoch.rawValue + 1)
+        bench.say(.b, .leaseRefused(number: 1, .notPrimary, accepted: later))
+        bench.run(milliseconds: 1000)
+        #expect(bench.closes == [] && bench.member.mode == .serving)
+        // Nor does what the witness accepted in this node's own epoch.
+        bench.say(.witness, .leaseRefused(number: 1, .notPrimary, accepted: epoch))
+        #expect(bench.closes == [] && bench.member.mode == .serving)
+        bench.say(.witness, .leaseRefused(number: 1, .notPrimary, accepted: later))
+        #expect(bench.closes == [.deposed(by: later)])
+    }
+
+    /// The addition of the other node was accepted in this room and nowhere else; then that node fails. The set is what it
+    /// was, in another epoch: the data side must write that one, or nobody could tell the records apart.
+    @Test func theDataSideHearsOfTheEpochAfterAnAdditionThatWasGivenUpInDoubt() throws {
+        var bench = MemberBench()
+        bench.run(milliseconds: 10_000)
+        let before = try #require(bench.member.known)
+        #expect(bench.member.mode == .serving && before.inSync == .a)
+        bench.loses = { if case .accept = $0 { true } else { false } }
+        bench.step(.peerFollows(before.epoch))
+        bench.step(.peerCaughtUp(true))
+        bench.run(milliseconds: 1000)
+        #expect(bench.member.possible.count == 2 && bench.member.state?.accepted.inSync == .both)
+        #expect(bench.epochs == [] && bench.member.known == before)
+        bench.step(.peerSilent(.failed))
+        // Another round is under way at the witness: this one is over, whoever has accepted it.
+        let ballot = bench.member.proposer.ballot
+        bench.say(
+            .witness,
+            .refused(
+                ballot, .accept, promised: Ballot(instance: ballot.instance, number: ballot.number + 1, node: .b),
+                .ballot))
+        bench.loses = { if case .accept(_, let decision, _) = $0 { decision.inSync == .both } else { false } }
+        bench.run(milliseconds: 10_000)
+        let after = try #require(bench.member.known)
+        #expect(after.inSync == .a && after.epoch > before.epoch && bench.member.possible == [.a])
+        #expect(bench.additions == 0 && bench.epochs == [after] && bench.member.mode == .serving)
+    }
+}
