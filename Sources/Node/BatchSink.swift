@@ -69,3 +69,17 @@ import Transport
         asked = false
     }
 }
+
+extension PeerLink {
+    /// Memory for the next batch of a message; nil while there is none, or no room in the journal.
+    func memory(for header: BatchHeader) -> Batch.Incoming? {
+        // Room for all batches of a message: none of them is in the journal before the last one has come.
+        guard log.journal.canAppend(BatchLimits.diskBytes) else { return nil }
+        // Only a follower's batches go to the arena: a primary gathers its own there. A late one of an earlier
+        // session gets memory of its own, and is refused when it is complete.
+        guard header.payloadPages > 0, stage == .following else { return Batch.Incoming(header: header, region: nil) }
+        let bytes = header.payloadPages * Batch.pageBytes
+        guard unsafe log.arena.peek(bytes) != nil else { return nil }
+        return Batch.Incoming(header: header, region: log.arena.take(bytes))
+    }
+}

@@ -56,7 +56,6 @@ final class DataChannel: DataConnection {
     private let connection: Connection
     private let session: UInt64
     private let log: MirrorLog
-    private let arena: Arena
     private var stalledSink = false
 
     init(
@@ -66,7 +65,6 @@ final class DataChannel: DataConnection {
         self.connection = connection
         self.session = session
         self.log = log
-        arena = log.arena
         let mirror = log.journal.mirror
         connection.receiveDirectly([.batch]) { [unowned self] header throws(DecodingError) in
             guard header.mirror == mirror, header.session == peerSession else {
@@ -74,7 +72,9 @@ final class DataChannel: DataConnection {
                 throw DecodingError("a batch of another mirror or session", at: 16)
             }
             return BatchSink(mirror: mirror) { [unowned self] header in
-                incoming(header, link)
+                let memory = link.memory(for: header)
+                if memory == nil { stalledSink = true }
+                return memory
             } deliver: { batch in
                 link.received(batch)
             }
@@ -123,32 +123,6 @@ final class DataChannel: DataConnection {
 
     var queuedBytes: Int { connection.queuedBytes }
     func close(_ reason: String) { connection.close(reason) }
-
-    /// Memory for the payload area of a batch; nil when there is none now.
-    private func region(pages: Int) -> Arena.Region? {
-        let bytes = pages * Batch.pageBytes
-        guard unsafe arena.peek(bytes) != nil else { return nil }
-        return arena.take(bytes)
-    }
-
-    /// Memory for the next batch of a message; nil while there is none, or no room in the journal.
-    private func incoming(_ header: BatchHeader, _ link: PeerLink) -> Batch.Incoming? {
-        // Room for all batches of a message: none of them is in the journal before the last one has come.
-        guard log.journal.canAppend(BatchLimits.diskBytes) else {
-            stalledSink = true
-            return nil
-        }
-        // Only a follower's batches go to the arena: a primary gathers its own there. A late one of an earlier
-        // session gets memory of its own, and is refused when it is complete.
-        guard header.payloadPages > 0, link.stage == .following else {
-            return Batch.Incoming(header: header, region: nil)
-        }
-        guard let region = region(pages: header.payloadPages) else {
-            stalledSink = true
-            return nil
-        }
-        return Batch.Incoming(header: header, region: region)
-    }
 
     /// Memory or journal space may have become free.
     func resume() {

@@ -128,6 +128,105 @@ import Testing
         pair.a.waitForSync(lost)
     }
 
+    /// A node has begun to serve and gathers what the application writes; a batch of the session before, still on its way,
+    /// needs memory too.
+    @Test func failure29ALateBatchDoesNotLandWhereAPrimaryGathers() throws {
+        let pair = try Pair()
+        pair.serve(pair.a, epoch: 2)
+        let file = pair.a.create("file")
+        let data = noise(50_000, 1)
+        let seq = pair.a.call { plane -> Seq? in
+            let log = plane.log
+            // Read from the application already, not logged yet.
+            guard let place = log.payloadPlace() else { return nil }
+            place.copyBytes(from: data)
+            let arena = Arena(bytes: 1 << 20)
+            var open = OpenBatch()
+            let late = [UInt8](repeating: 0xEE, count: 100_000)
+            guard let source = open.payloadPlace(bytes: late.count, in: arena) else { return nil }
+            late.withUnsafeBytes { source.copyMemory(from: $0.baseAddress!, byteCount: late.count) }
+            open.addWrite(file: file, offset: 0, length: late.count, time: 1)
+            let batch = open.close(
+                arena: arena, epoch: Epoch(rawValue: 1), mirror: log.journal.mirror, firstSeq: log.core.last.next,
+                previousChain: log.lastChain, committedSeq: .zero, closedAt: 1)
+            var bytes = (batch.header.wireEncoded() + batch.wirePieces.flatMap { Array($0) })[...]
+            let refused = plane.link.refusedMessages
+            let sink = BatchSink(mirror: log.journal.mirror) { header in
+                plane.link.memory(for: header)
+            } deliver: { batch in
+                plane.link.received(batch)
+            }
+            while !bytes.isEmpty {
+                guard let places = try? sink.nextPlaces(remaining: bytes.count), !places.isEmpty else { return nil }
+                for place in places {
+                    place.copyBytes(from: bytes.prefix(place.count))
+                    bytes = bytes.dropFirst(place.count)
+                }
+            }
+            guard (try? sink.bodyComplete()) != nil, plane.link.refusedMessages == refused + 1 else { return nil }
+            return log.appendWrite(file: file, offset: 0, length: data.count, time: log.wallClock())
+        }
+        let last = try #require(seq)
+        pair.a.waitForSync(last)
+        pair.a.wait("applied") { $0.log.applied >= last }
+        let isRight = bytes(pair.path(pair.a, "file")) == data
+        #expect(isRight)
+    }
+
+    /// A record counts as applied when everything before it is, also where it does not touch the same file: what the
+    /// application is told of its names holds after a crash.
+    @Test func aRecordIsAppliedWhenEveryOneBeforeItIs() throws {
+        let pair = try Pair()
+        pair.serve(pair.a, epoch: 2)
+        // It never will be: nobody knows the file.
+        let stuck = pair.a.log(
+            .setXattr(file: FileID(epoch: Epoch(rawValue: 2), counter: 5000), name: Array("user.a".utf8), value: [1]))
+        let file = pair.a.create("later")
+        let isAnswered = Mutex(false)
+        let later = pair.a.call { plane in
+            let last = plane.log.lastSeq
+            plane.log.when(last, .applied) { _ in isAnswered.withLock { $0 = true } }
+            return last
+        }
+        #expect(later > stuck)
+        pair.a.wait("in the files") { plane in
+            (try? plane.tree.lookup(parent: .root, name: Array("later".utf8)))?.file == file
+        }
+        usleep(300_000)
+        #expect(!isAnswered.withLock { $0 } && pair.a.call { $0.log.applied } < stuck)
+    }
+
+    /// What the other node said of its log when it connected is old by the time of the next plan: cutting to that would
+    /// take committed records away.
+    @Test func failure11NoPlanIsMadeFromWhatTheOtherLogWasLongAgo() throws {
+        let pair = try Pair()
+        pair.serve(pair.a, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        let file = pair.a.create("file")
+        for index in 0..<50 {
+            pair.a.waitForSync(pair.a.write(file, noise(4096, UInt64(index)), at: UInt64(index) * 4096))
+        }
+        pair.settle()
+        let wire = try #require(pair.wire)
+        let said = wire.plans.count
+        let last = pair.a.call { $0.log.core.last }
+        // The answer to "what do you hold now?" takes its time.
+        wire.holds { if case .logState(let state) = $0 { !state.isServing } else { false } }
+        pair.a.call { $0.link.announce() }
+        for _ in 0..<500 where wire.heldBack.isEmpty { usleep(1000) }
+        func cuts() -> [Seq] {
+            wire.plans.dropFirst(said).compactMap { if case .cut(let seq, _) = $0 { seq } else { nil } }
+        }
+        #expect(cuts() == [] && pair.a.call { $0.link.stage } == .greeting)
+        wire.release()
+        pair.a.wait("streaming") { $0.link.stage == .streaming }
+        #expect(!cuts().isEmpty && cuts().allSatisfy { $0 >= last }, "\(cuts()), \(last)")
+        pair.a.waitForSync(pair.a.write(file, noise(4096, 77), at: 0))
+        pair.settle()
+        #expect(!wire.isBroken && pair.differences() == [])
+    }
+
     @Test func aNewNodeGetsEverythingByComparison() throws {
         let pair = try Pair(prepare: NodeTests.fill)
         pair.serve(pair.a, epoch: 2)

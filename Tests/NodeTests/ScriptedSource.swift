@@ -26,7 +26,7 @@ final class ScriptedSource: DataConnection, @unchecked Sendable {
     // MARK: What the other node says
 
     func send(_ message: DataMessage) { answers.withLock { $0.append(message) } }
-    func send(_ batch: Batch) {}
+    func send(_ batches: [Batch]) {}
     var queuedBytes: Int { 0 }
     func close(_ reason: String) {}
 
@@ -87,8 +87,8 @@ final class ScriptedSource: DataConnection, @unchecked Sendable {
             previousChain: chain, committedSeq: committed, closedAt: 1)
         last = batch.lastSeq
         chain = batch.header.chain
-        let (header, bytes) = (batch.wireHeader, batch.wirePieces.flatMap { Array($0) })
-        node.call { $0.link.received(Batch.received(header: header, bytes: bytes)) }
+        let (head, body) = (batch.header.wireEncoded(), batch.wirePieces.flatMap { Array($0) })
+        node.call { [mirror] in $0.link.received(Batch.received(head, body, mirror: mirror)) }
     }
 
     /// Waits until everything logged is on the other node's disk.
