@@ -39,6 +39,9 @@ final class DebtKeeper {
     /// What the other disk has confirmed meanwhile.
     private var confirmed: [(image: Debt.Image, seq: Seq)] = []
     private var waiting: [Request] = []
+    /// How far the file has been written, or tried: it never says less again. A checkpoint may be on its way to the journal,
+    /// and the file that was written for it must go on fitting it.
+    private var furthest: (through: Seq, chain: UInt64)?
     private var isFileThere = true
     private var isRemoving = false
     private let removal: @Sendable (String) -> Void
@@ -85,6 +88,7 @@ final class DebtKeeper {
     func stopNoting() {
         guard debt != nil else { return }
         debt = nil
+        furthest = nil
         confirmed = []
         removeFile()
     }
@@ -132,8 +136,11 @@ final class DebtKeeper {
     }
 
     private func write() {
-        guard let debt, let last = waiting.max(by: { $0.through < $1.through }) else { return }
+        guard let debt, let request = waiting.max(by: { $0.through < $1.through }) else { return }
         let requests = waiting
+        var last = (through: request.through, chain: request.chain)
+        if let furthest, furthest.through > last.through { last = furthest }
+        furthest = last
         waiting = []
         fresh = DirtyMap(budgetBytes: budgetBytes)
         isFileThere = true

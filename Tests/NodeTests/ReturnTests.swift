@@ -250,6 +250,29 @@ import Testing
         #expect(seen.said == seen.written)
     }
 
+    /// The file was written for a checkpoint that is on its way to the journal; a resynchronisation that begins meanwhile
+    /// writes it as well, and knows only of the checkpoint before. After a crash the file must fit the one or the other.
+    @Test func failure17TheRecordOfWhatIsOwedNeverFallsBehindACheckpointOnItsWay() throws {
+        let pair = try ReturnTests.apart()
+        let a = pair.a
+        a.waitForSync(a.write(a.file("base"), noise(4096, 1), at: 0))
+        a.wait("quiet") { !$0.checkpointRunning && !$0.keeper.isWriting }
+        let newer = a.call { plane -> Seq? in
+            let journal = plane.journal
+            let older = journal.checkpointSeq
+            guard let newer = journal.boundary(atOrBelow: plane.log.committed)?.seq, newer > older,
+                let olderChain = journal.chain(at: older), let newerChain = journal.chain(at: newer)
+            else { return nil }
+            plane.keeper.persist(through: newer, chain: newerChain) { _ in }
+            plane.keeper.persist(through: older, chain: olderChain) { _ in }
+            return newer
+        }
+        let wanted = try #require(newer)
+        a.wait("written") { !$0.keeper.isWriting }
+        let file = DebtFile(path: StateFiles.dirty(a.configuration), mirror: pair.mirror, node: .a)
+        #expect(try #require(try file.load()).through >= wanted)
+    }
+
     // MARK: - What the journal keeps
 
     /// An image of a directory that was broken off lies in the log of the node that made it, and of one that came back by
