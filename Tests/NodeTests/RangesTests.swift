@@ -201,11 +201,11 @@ extension TestNode {
         let pair = try Pair.inSync(RangesTests.fill)
         pair.cut()
         pair.goAlone(pair.a, epoch: 3)
-        _ = RangesTests.change(pair.a)
+        let changed = RangesTests.change(pair.a)
         let base = pair.a.file("base")
         for index in 0..<20 { pair.a.write(base, noise(1 << 20, UInt64(index)), at: UInt64(index) << 20) }
         pair.a.fillJournal(base)
-        let union = 20 << 20
+        let union = changed + 20 << 20
         pair.connect()
         let first = try #require(pair.wire)
         let bOldLast = pair.b.call { $0.log.core.last }
