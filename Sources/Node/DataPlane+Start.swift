@@ -99,12 +99,15 @@ extension DataPlane {
                 file: debtFile, debt: opened.debt, reactor: reactor, workers: workers, logger: logger),
             workers: workers, logger: logger, report: report)
         plane.markedPoint = check.point
+        let voteLife = check.point == nil ? nil : try tree.marker().map { ($0.voteBirth, $0.voteStarts) }
+        // Kept in every marker until newer votes are on the disk: were votes that were put back forgotten by the next
+        // checkpoint, the next start would vote with them.
+        if let voteLife { plane.votes = voteLife }
         ThreadPriority.raise()
         let summary = LogSummary(
             isComplete: check.misfit == nil && (found.wasStoppedCleanly || configuration.mode == .strict),
             isUsable: !incomplete, lastEpoch: journal.lastEpoch, lastSeq: journal.lastSeq,
-            voteLife: check.point == nil ? nil : try tree.marker().map { ($0.voteBirth, $0.voteStarts) }, damage: damage
-        )
+            voteLife: voteLife, damage: damage)
         return (plane, summary)
     }
 

@@ -272,4 +272,25 @@ extension TestNode {
         pair.settle()
         #expect(pair.differences() == [])
     }
+
+    /// A node whose votes were put back does not vote, but follows and makes checkpoints. They must not forget what the
+    /// marker knows of its votes: the start after that would vote with the old ones.
+    @Test func failure18CheckpointsKeepWhatIsKnownOfTheVotes() throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        let file = pair.a.create("written")
+        pair.b.call { $0.votes = (birth: 77, starts: 5) }
+        for round in 0..<3 {
+            pair.a.waitForSync(pair.a.write(file, noise(5000, 4), at: UInt64(round) * 5000))
+            pair.settle()
+            pair.b.makeCheckpoint()
+            let marker = pair.b.call { try? $0.tree.marker() }
+            #expect(marker?.points.last?.seq == pair.b.call { $0.journal.checkpointSeq })
+            #expect(marker?.voteBirth == 77 && marker?.voteStarts == 5, "after \(round) starts")
+            // Nobody tells the next process of votes, as nobody does while they are not trusted.
+            pair.cut()
+            pair.b.stop()
+            try pair.b.start()
+            pair.connect()
+        }
+    }
 }
