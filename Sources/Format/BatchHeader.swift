@@ -84,13 +84,22 @@ public struct BatchHeader: Sendable, Hashable {
 
     /// The chain value of this batch: XXH3 over the shared bytes, which hold the chain of the batch before.
     public var chain: UInt64 {
-        unsafe encoded().withUnsafeBytes { bytes in
-            unsafe hash64(UnsafeRawBufferPointer(rebasing: bytes[..<BatchHeader.sharedByteCount]), seed: 0)
-        }
+        unsafe shared().bytes.withUnsafeBytes { bytes in unsafe hash64(bytes, seed: 0) }
     }
 
     /// The 128 bytes, checksum filled in.
     public func encoded() -> [UInt8] {
+        var writer = shared()
+        writer.put(position)
+        writer.put(incarnation)
+        writer.put(UInt64(0))
+        writer.put(UInt32(0))
+        writer.put(crc32c(writer.bytes))
+        return writer.bytes
+    }
+
+    /// The 96 bytes that both rooms share, with room for the rest.
+    private func shared() -> ByteWriter {
         var writer = ByteWriter(reserving: BatchHeader.byteCount)
         writer.put(BatchHeader.magic)
         writer.put(version)
@@ -100,12 +109,7 @@ public struct BatchHeader: Sendable, Hashable {
         putNumbers(into: &writer)
         writer.put(UInt64(0))
         writer.put(UInt64(0))
-        writer.put(position)
-        writer.put(incarnation)
-        writer.put(UInt64(0))
-        writer.put(UInt32(0))
-        writer.put(crc32c(writer.bytes))
-        return writer.bytes
+        return writer
     }
 
     /// The 60 bytes that cross the wire.
@@ -118,7 +122,7 @@ public struct BatchHeader: Sendable, Hashable {
         return writer.bytes
     }
 
-    private var sharedChecksum: UInt32 { crc32c(encoded().prefix(BatchHeader.sharedByteCount)) }
+    private var sharedChecksum: UInt32 { crc32c(shared().bytes) }
 
     /// Bytes 32 to 79.
     private func putNumbers(into writer: inout ByteWriter) {

@@ -1,6 +1,5 @@
 import Format
 import Foundation
-import Glibc
 
 /// What the witness remembers of nodes, one file a mirror: `<32 hexadecimal digits of the mirror id>.nodes`, each replaced
 /// as a whole. Nothing that is answered waits for it, so it is written on a thread of its own: a disk that hangs then
@@ -23,18 +22,8 @@ public struct NodeMemoryFiles: Sendable {
         }
     }
 
-    /// Temporary file, flush, rename. The directory is not flushed: an older file does no harm.
+    /// The directory is not flushed: an older file does no harm.
     func store(_ memory: NodeMemory, of mirror: MirrorID) throws(VoteStoreError) {
-        let temporary = path(mirror) + ".new"
-        let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-        guard file >= 0 else { throw VoteStoreError("create", temporary, errno) }
-        let bytes = memory.encoded(mirror: mirror)
-        let count = write(file, bytes, bytes.count)
-        let writeCode = count < 0 ? errno : ENOSPC
-        let flushCode = fsync(file) == 0 ? 0 : errno
-        close(file)
-        guard count == bytes.count else { throw VoteStoreError("write", temporary, writeCode) }
-        guard flushCode == 0 else { throw VoteStoreError("flush", temporary, flushCode) }
-        guard rename(temporary, path(mirror)) == 0 else { throw VoteStoreError("rename", temporary, errno) }
+        try VoteStore.replace(path(mirror), with: memory.encoded(mirror: mirror))
     }
 }

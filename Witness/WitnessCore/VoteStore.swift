@@ -93,10 +93,15 @@ public final class VoteStore {
             guard unlink(path) == 0 || errno == ENOENT else { throw VoteStoreError("remove", path, errno) }
             return try flushDirectory()
         }
+        try VoteStore.replace(path, with: state.encoded())
+        try flushDirectory()
+    }
+
+    /// Temporary file, flush, rename: the old bytes or the new ones, whatever happens. The directory is not flushed.
+    static func replace(_ path: String, with bytes: [UInt8]) throws(VoteStoreError) {
         let temporary = path + ".new"
         let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard file >= 0 else { throw VoteStoreError("create", temporary, errno) }
-        let bytes = state.encoded()
         let count = write(file, bytes, bytes.count)
         let writeCode = count < 0 ? errno : ENOSPC
         let flushCode = fsync(file) == 0 ? 0 : errno
@@ -104,7 +109,6 @@ public final class VoteStore {
         guard count == bytes.count else { throw VoteStoreError("write", temporary, writeCode) }
         guard flushCode == 0 else { throw VoteStoreError("flush", temporary, flushCode) }
         guard rename(temporary, path) == 0 else { throw VoteStoreError("rename", temporary, errno) }
-        try flushDirectory()
     }
 
     private func flushDirectory() throws(VoteStoreError) {
