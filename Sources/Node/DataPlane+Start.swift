@@ -16,6 +16,8 @@ public struct LogSummary: Sendable {
     public var isUsable: Bool
     public var lastEpoch: Epoch
     public var lastSeq: Seq
+    /// On the disk of every node in sync, as far as the journal knows.
+    public var committed: LogMark
     /// What the plain files remember of this node's votes; nil when they do not, or do not belong to this journal.
     public var voteLife: (birth: UInt64, starts: UInt64)?
     /// Records that were durable cannot be read: this node must not be primary. What is in doubt, for people.
@@ -107,6 +109,8 @@ extension DataPlane {
         let summary = LogSummary(
             isComplete: check.misfit == nil && (found.wasStoppedCleanly || configuration.mode == .strict),
             isUsable: !incomplete, lastEpoch: journal.lastEpoch, lastSeq: journal.lastSeq,
+            committed: LogMark(
+                epoch: journal.epochs.epoch(of: journal.committedSeq) ?? .none, seq: journal.committedSeq),
             voteLife: voteLife, damage: damage)
         return (plane, summary)
     }

@@ -140,6 +140,7 @@ final class DataPlane {
             reportPosition()
             report(.member(.merged))
         }
+        link.onPeerWasPutBack = { [unowned self] in report(.member(.peerWasPutBack)) }
         link.onFollows = { [unowned self] epoch in report(.member(.peerFollows(epoch))) }
         link.onSilent = { [unowned self] failed in
             stopAdmitting()
@@ -171,7 +172,9 @@ final class DataPlane {
     // MARK: - Orders from the control side
 
     func setPolicy(_ new: AckPolicy, token: UInt64) {
+        let held = peerHeld
         policy = new.possible.map { AckRule(inSync: $0.inSync, needsOwnDisk: $0.ownDisk) }
+        peerHeldAlone = held
         settleDebt()
         applyRules()
         if new.flushFirst {
@@ -185,7 +188,6 @@ final class DataPlane {
     /// What the other node lacks is noted as long as a set without it may be in force: BEFORE the rule of such a set is,
     /// because until then everything committed is on its disk too.
     private func settleDebt() {
-        peerHeldAlone = peerHeld
         if policy.contains(where: { !$0.inSync.contains(node.peer) }) {
             keeper.startNoting(base: log.committed, batches: log.unapplied)
         } else if !policy.isEmpty, inSyncNow.contains(node.peer) {
@@ -366,6 +368,7 @@ final class DataPlane {
 
     private func closed(_ reason: Quorum.CloseReason) {
         log.leavePrimary(failing: EIO)
+        policy = []
         link.wantsComparison = false
         link.stopLeading()
         phase = .idle
@@ -486,8 +489,10 @@ final class DataPlane {
         }
     }
 
-    /// What was on the other node's disk, for certain: committed means on the disk of every node in sync.
-    private var peerHeld: Seq { inSyncNow.contains(node.peer) ? log.committed : peerHeldAlone }
+    /// What was on the other node's disk, for certain: what is committed satisfies every rule in force.
+    private var peerHeld: Seq {
+        policy.contains { $0.inSync.contains(node.peer) } ? log.committed : peerHeldAlone
+    }
 
     private func admit() {
         guard log.role == .primary, inSyncNow.isOnly(node), !link.isSilent, let follower = log.core.follower,

@@ -209,7 +209,8 @@ public final class NodeProcess: @unchecked Sendable {
                         MemberStart(
                             state: state, logComplete: summary?.isComplete ?? false,
                             isUsable: summary?.isUsable ?? true,
-                            lastEpoch: summary?.lastEpoch ?? .none, lastSeq: summary?.lastSeq ?? .zero))
+                            lastEpoch: summary?.lastEpoch ?? .none, lastSeq: summary?.lastSeq ?? .zero,
+                            committed: summary?.committed ?? .zero))
                     // Not a failed disk for the member: the other node repairs the copy, and until then `serve` is
                     // refused here.
                     if let damage = summary?.damage { control.noteDamage(damage) }

@@ -102,6 +102,8 @@ final class PeerLink {
 
     // Set by the data plane.
     var onMerged: (() -> Void)?
+    /// The other node's disk lacks what was on it, found while neither of the two leads.
+    var onPeerWasPutBack: (() -> Void)?
     var onFollows: ((Epoch) -> Void)?
     var onSilent: ((_ failed: Bool) -> Void)?
     var onBack: (() -> Void)?
@@ -371,6 +373,10 @@ final class PeerLink {
         guard log.role == .primary else {
             // Only a primary can compare: images get their place in its order.
             stage = .waiting
+            if case .putBack = reason {
+                logger.critical("the other node cannot be followed or caught up with: \(PeerLink.explain(reason))")
+                if leadingEpoch == nil { onPeerWasPutBack?() }
+            }
             return
         }
         stage = .comparing

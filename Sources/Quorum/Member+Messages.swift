@@ -193,6 +193,7 @@ extension Member {
     mutating func learn(_ decision: Decision, effects: inout [MemberEffect]) {
         if let known, decision.sequence <= known.sequence || decision.epoch < known.epoch { return }
         known = decision
+        if foundBehind { nextRoundAt = min(nextRoundAt, now) }
         effects.append(.log(.info, "\(decision)"))
         if decision.primary != node {
             foundBehind = !decision.inSync.contains(node)

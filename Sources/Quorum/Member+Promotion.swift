@@ -149,7 +149,7 @@ extension Member {
     /// The change of a forced promotion: allowed though this node is not in the set, alone in it afterwards.
     mutating func force(_ current: Decision, effects: inout [MemberEffect]) -> Decision? {
         guard case .standby = mode, !hearsServer, let order, now < order.until else { return nil }
-        remembered = proposer.mark
+        remembered = max(remembered, proposer.mark)
         if current.inSync.contains(node), !wasPutBack, isMerged || log.logComplete || current.inSync.isOnly(node) {
             // Nothing has to be forced: the order is over, an ordinary round does it.
             endPromotion(.inDoubt, effects: &effects)

@@ -65,7 +65,8 @@ extension Member {
                 proposer.propose(next)
                 ask(own, effects: &effects)
             } else {
-                loseRound(wait: nil)
+                // One that is behind can only wait for the other one: its rounds must not get into the way of those.
+                loseRound(wait: foundBehind ? timing.roundWaitLast * 3 : nil)
             }
         case .accepting:
             guard let decision = proposer.decision else { return }
@@ -103,7 +104,7 @@ extension Member {
         // No node completes a decision that leaves it out (rule 13): it may be half of a proposal that nobody chose, and
         // completing it would lock out those who can still decide.
         guard current.inSync.contains(node), case .standby = mode, !hearsServer, isUsable else { return nil }
-        remembered = proposer.mark
+        remembered = max(remembered, proposer.mark)
         guard !wasPutBack else {
             sayPutBack(effects: &effects)
             return nil
@@ -125,8 +126,12 @@ extension Member {
     /// Records that were on this node's disk, as a voter remembers, are not there. A record that was on the disk of every
     /// node in sync is in every log of a later epoch, unless a promotion by force left it out; so a log that has a later
     /// epoch is not looked at.
+    ///
+    /// What the voters remember is older than what was acknowledged. So a node that was put back is not healed when it
+    /// has caught up that far, but when it has everything that the other one has.
     var wasPutBack: Bool {
-        max(position.epoch, state?.forcedEpoch ?? .none) <= remembered.epoch && position.seq < remembered.seq
+        if putBackSaid != .zero, !isMerged { return true }
+        return max(position.epoch, state?.forcedEpoch ?? .none) <= remembered.epoch && position.seq < remembered.seq
     }
 
     private mutating func sayPutBack(effects: inout [MemberEffect]) {

@@ -12,8 +12,9 @@ extension Member {
     var hasLease: Bool { now < leaseUntil }
 
     /// The wait of a restarted member that cannot reach the other one is over. Contact without a finished exchange of
-    /// logs does not stop it: a half-dead other node must not block this one for ever (rule 4).
-    var isLoneWaitOver: Bool { timing.loneRestart.map { now >= startedAt + $0 } ?? false }
+    /// logs does not stop it: a half-dead other node must not block this one for ever (rule 4). There is nothing to wait
+    /// for if the other one no longer has what it received.
+    var isLoneWaitOver: Bool { peerWasPutBack || timing.loneRestart.map { now >= startedAt + $0 } ?? false }
 
     /// Nothing on this node's disks is known to be missing or mixed up.
     var isUsable: Bool { log.isUsable || isMerged }
@@ -185,7 +186,8 @@ extension Member {
                 .log(
                     .critical,
                     "node \(node) serves what was on its disk, because the other node could not be reached for the "
-                        + "configured time: writes that were acknowledged but never fsynced may be missing"))
+                        + "configured time, or was put back to an older state: writes that were acknowledged but never "
+                        + "fsynced may be missing"))
         }
         noteForce(known)
         effects.append(.serve(known, inheritance))

@@ -101,9 +101,11 @@ public struct Member: Sendable {
     /// The last record on this node's disk, and what is on the disk of every node in sync.
     var position = LogMark.zero
     var committed = Seq.zero
-    /// What a voter remembers to have been on this node's disk, when it was last asked.
+    /// The highest that a voter remembered to have been on this node's disk.
     var remembered = LogMark.zero
+    /// The same when it was first more than what was there; from then on this node waits for the other one.
     var putBackSaid = LogMark.zero
+    var peerWasPutBack = false
     var peerSilentSince: BootNanoseconds? = 0
     var peerSilence = PeerSilence.linkLost
     var peerFollowing: Epoch?
@@ -152,7 +154,7 @@ public struct Member: Sendable {
         case .persisted(let token): persisted(token, effects: &effects)
         case .policyInForce(let token): policyInForce(token, effects: &effects)
         case .closed: closed(effects: &effects)
-        case .merged, .log, .peerSilent, .peerBack, .peerFollows, .peerCaughtUp: noteData(event)
+        case .merged, .log, .peerWasPutBack, .peerSilent, .peerBack, .peerFollows, .peerCaughtUp: noteData(event)
         case .ownDiskFailed: ownDiskFailed(effects: &effects)
         case .drained: drained(effects: &effects)
         case .drainFailed: drainFailed(effects: &effects)
@@ -172,7 +174,8 @@ public struct Member: Sendable {
         mode = start.state == nil ? .unformed : .standby
         nextRoundAt = now
         var begun = Acceptor(
-            voter: own, state: start.state, timing: timing, startedAt: now, seed: generator.next())
+            voter: own, state: start.state, timing: timing, startedAt: now, seed: generator.next(),
+            memory: NodeMemory(mark: start.committed))
         var wanted: [AcceptorEffect] = []
         begun.start(effects: &wanted)
         acceptor = begun
@@ -199,9 +202,11 @@ public struct Member: Sendable {
         case .log(let last, let committed):
             position = last
             self.committed = committed
+        case .peerWasPutBack: peerWasPutBack = true
         case .peerSilent(let silence):
             if peerSilentSince == nil { peerSilentSince = now }
             peerSilence = silence
+            peerWasPutBack = false
             peerFollowing = nil
             isPeerCaughtUp = false
         case .peerBack:

@@ -11,14 +11,18 @@ public struct MemberStart: Sendable {
     public var lastEpoch: Epoch
     /// The last record in the journal.
     public var lastSeq: Seq
+    /// The last record that the journal knows to have been on the disk of every node in sync.
+    public var committed: LogMark
     public init(
-        state: AcceptorState?, logComplete: Bool, isUsable: Bool = true, lastEpoch: Epoch, lastSeq: Seq
+        state: AcceptorState?, logComplete: Bool, isUsable: Bool = true, lastEpoch: Epoch, lastSeq: Seq,
+        committed: LogMark = .zero
     ) {
         self.state = state
         self.logComplete = logComplete
         self.isUsable = isUsable
         self.lastEpoch = lastEpoch
         self.lastSeq = lastSeq
+        self.committed = committed
     }
 }
 
@@ -50,6 +54,9 @@ public enum MemberEvent: Sendable {
     /// Since this process started, the logs were exchanged with the other member and this node has received everything
     /// that the other one received.
     case merged
+    /// The logs were exchanged, and the other node's disk lacks records that were on it: it was put back to an older state.
+    /// What this node may lack will not come from there. Ends with `peerSilent`.
+    case peerWasPutBack
     /// The data link to the other node cannot be used.
     case peerSilent(PeerSilence)
     /// The data link to the other node can be used again (also the first time).

@@ -45,7 +45,8 @@ extension SyncPlan {
     ///   - mine: this node's log.
     ///   - theirs: the other's.
     ///   - debt: what this node knows of what the other one lacks; nil when it knows nothing.
-    ///   - held: what is known to have been on the other one's disk.
+    ///   - held: what this node, if it leads, knows to have been on the other one's disk. When neither leads, and both are
+    ///     in sync, that is everything committed.
     public static func make(
         me: NodeID, mine: LogState, theirs: LogState, debt: Debt.Terms? = nil, held: Seq = .zero
     ) -> SyncPlan {
@@ -56,6 +57,8 @@ extension SyncPlan {
         }
         guard sourceIsMe else { return .follow }
         let common = commonSeq(mine, theirs)
+        let isInSync = newestDecision(mine, theirs)?.inSync == .both
+        let held = isInSync && !mine.isServing ? max(held, mine.committedSeq) : held
         let way = debt?.way(
             isIncomplete: theirs.isIncomplete, number: theirs.resyncNumber, common: common, oldest: mine.oldestSeq)
         // Committed records are part of every history that follows; a node that applied others has left this one.

@@ -128,10 +128,10 @@ private let alone = AckRule(inSync: .a, needsOwnDisk: true)
 
     /// What was on the other disk and is not: compared, whatever the journal could send.
     @Test func failure18ALogThatEndsBeforeWhatItsDiskHeldIsCompared() {
-        let mine = state([(1, 1)], last: 20, committed: 18, serving: true, decision: both)
         for last: UInt64 in 0...20 {
             for held: UInt64 in 0...18 {
                 for incomplete in [false, true] {
+                    let mine = state([(1, 1)], last: 20, committed: 18, serving: true, decision: both)
                     let theirs = state(
                         last == 0 ? [] : [(1, 1)], last: last, incomplete: incomplete, decision: both)
                     let plan = SyncPlan.make(me: .a, mine: mine, theirs: theirs, held: seq(held))
@@ -148,6 +148,22 @@ private let alone = AckRule(inSync: .a, needsOwnDisk: true)
                     #expect(SyncPlan.make(me: .b, mine: theirs, theirs: mine) == .follow)
                 }
             }
+        }
+    }
+
+    /// Both count as in sync, so what one of them knows to be committed was on the other's disk: also when nobody serves,
+    /// and nobody remembers more than the journals do.
+    @Test func failure18ACommittedRecordThatANodeInSyncLacksWasOnItsDisk() {
+        let mine = state([(1, 1)], last: 20, committed: 18, decision: both)
+        // Not in sync: it never had them.
+        let alone = state([(1, 1)], last: 20, committed: 18, decision: onlyA, ballot: 7)
+        for last: UInt64 in 0...20 {
+            let theirs = state(last == 0 ? [] : [(1, 1)], last: last, decision: both)
+            let expected: SyncPlan =
+                last < 18 ? .compare(.putBack(held: seq(18), last: seq(last))) : .source(common: seq(last))
+            #expect(SyncPlan.make(me: .a, mine: mine, theirs: theirs) == expected)
+            #expect(SyncPlan.make(me: .b, mine: theirs, theirs: mine) == .follow)
+            #expect(SyncPlan.make(me: .a, mine: alone, theirs: theirs) == .source(common: seq(last)))
         }
     }
 

@@ -94,6 +94,51 @@ import Testing
         if case .byForce = primary.data.inheritance {} else { Issue.record("it does not say so") }
     }
 
+    /// Both rooms lose power, and one machine is put back. The other one has everything: it serves, without waiting for what
+    /// cannot come, and the one that was put back never, however much it has been sent when the other one is lost again.
+    @Test(arguments: seeds) func failure18BothReturnAndOneWasPutBack(seed: UInt64) {
+        guard let (world, primary, other) = whole(seed, loneRestart: seed % 2 == 0 ? 6000 : nil) else { return }
+        world.takeSnapshot(of: other)
+        world.run(milliseconds: 10_000)
+        world.kill(primary)
+        world.putBack(other)
+        world.run(milliseconds: 8000)
+        for _ in 0..<3 {
+            world.start(primary)
+            world.run(milliseconds: world.random.between(50, 1500))
+            world.kill(primary)
+            #expect(world.server == nil, "seed \(seed)")
+            world.kill(other)
+            world.start(other)
+            world.run(milliseconds: 9000)
+            #expect(world.server == nil && world.violations.isEmpty, "seed \(seed): \(world.roles)")
+        }
+        world.start(primary)
+        #expect(
+            world.run(until: { world.server == primary.node }, milliseconds: 20_000), "seed \(seed): \(world.roles)")
+        expectWholeAgain(world)
+    }
+
+    /// The same without the witness: the other node's voter knows what its own journal says of both disks.
+    @Test(arguments: seeds) func failure18BothReturnAndOneWasPutBackWithoutTheWitness(seed: UInt64) {
+        guard let (world, primary, other) = whole(seed, loneRestart: 6000) else { return }
+        world.takeSnapshot(of: other)
+        world.run(milliseconds: 10_000)
+        world.kill(primary)
+        world.kill(world.witness)
+        world.putBack(other)
+        world.run(milliseconds: 8000)
+        // The files are compared later than the voters are asked.
+        world.setDataLink(false)
+        world.start(primary)
+        world.run(milliseconds: 5000)
+        #expect(world.server != other.node, "seed \(seed): \(world.roles)")
+        world.setDataLink(true)
+        #expect(
+            world.run(until: { world.server == primary.node }, milliseconds: 20_000), "seed \(seed): \(world.roles)")
+        expectWholeAgain(world)
+    }
+
     /// Either node, with everything else well: it is brought up to date, and nothing is lost.
     @Test(arguments: seeds) func failure18AMachineThatWasPutBackIsBroughtUpToDate(seed: UInt64) {
         guard let (world, primary, other) = whole(seed, loneRestart: seed % 3 == 0 ? 6000 : nil) else { return }

@@ -6,6 +6,8 @@ import Replication
 struct ModelRecord: Equatable {
     var epoch: Epoch
     var id: Int
+    /// So many records were on the disk of every node in sync when this one was written, as its primary knew.
+    var committed: Int
 }
 
 /// What a node's voter has accepted, as the log states carry it.
@@ -83,6 +85,8 @@ struct DataModel {
     var linkUp = false
     var followed: Epoch?
     var offered: (Epoch, [ModelRecord], Int?)?
+    /// The longer log of two that were compared, while it is being taken over.
+    var inherits: [ModelRecord]?
     var policy = AckPolicy(possible: [], flushFirst: false)
     var policyToken: UInt64?
     var policyFlush = 0
@@ -152,7 +156,7 @@ struct DataModel {
         case .epochChanged(let decision):
             epoch = decision.epoch
             forgetPeer()
-            append(ModelRecord(epoch: epoch, id: -Int(epoch.rawValue)), fsync: false, now: now, out: &out)
+            append(nextRecord(-Int(epoch.rawValue)), fsync: false, now: now, out: &out)
             // The link that was given up is not used any more: a new session starts with a new hello.
             out.append(.breakLink)
         case .lease(let until): lease = until
@@ -173,6 +177,7 @@ struct DataModel {
             guard role != .following || followed != decision?.epoch else { break }  // the same life: nothing to cut
             followed = decision?.epoch
             role = .following
+            inherits = nil
             if let offered, offered.0 == followed { followNow(offered.0, offered.1, loss: offered.2, out: &out) }
         default: break
         }
@@ -186,6 +191,7 @@ struct DataModel {
     }
 
     private mutating func forgetPeer() {
+        inherits = nil
         peerFollows = false
         peerReceived = 0
         peerDurable = 0
@@ -210,6 +216,7 @@ struct DataModel {
     mutating func linkChanged(up: Bool, out: inout [DataOutput]) {
         linkUp = up
         offered = nil
+        inherits = nil
         forgetPeer()
         if up {
             out.append(.event(.peerBack))
@@ -226,6 +233,7 @@ struct DataModel {
             merge(theirs, peerLeads: peerLeads, vote: vote, loss: loss, out: &out)
         case .follow(let epoch, let theirs, let loss):
             offered = (epoch, theirs, loss)
+            inherits = nil
             if role == .following, followed == epoch { followNow(epoch, theirs, loss: loss, out: &out) }
         case .follows(let epoch, let received):
             guard leads, epoch == self.epoch else { return }
@@ -249,18 +257,45 @@ struct DataModel {
         advance(now: now, out: &out)
     }
 
-    /// Two logs meet and neither side leads: the one that is behind, by (last epoch, length), takes the other.
+    /// Two logs meet and neither side leads: the one that is behind, by (last epoch, length), takes the other, piece by
+    /// piece, unless what it has is not what it had.
     private mutating func merge(
         _ theirs: [ModelRecord], peerLeads: Bool, vote other: ModelVote, loss: Int?, out: inout [DataOutput]
     ) {
         guard !peerLeads else { return }
         guard role == .idle || role == .following || role == .opening else { return }
-        let plan = SyncPlan.make(me: node, mine: state(of: log, vote), theirs: state(of: theirs, other))
-        if plan == .follow, log != theirs {
-            replaceLog(theirs, loss: loss, out: &out)
+        let (mine, others) = (state(of: log, vote), state(of: theirs, other))
+        switch SyncPlan.make(me: node, mine: mine, theirs: others) {
+        case .source: out.append(.event(.merged))
+        case .compare(.putBack): if role != .opening { out.append(.event(.peerWasPutBack)) }
+        case .compare, .ranges, .refuse: break
+        case .follow:
+            guard case .source = SyncPlan.make(me: node.peer, mine: others, theirs: mine) else { return }
+            var common = 0
+            while common < min(log.count, theirs.count), log[common] == theirs[common] { common += 1 }
+            replaceLog(Array(theirs.prefix(common)), loss: loss, out: &out)
+            inherits = theirs
+            inherit(all: role == .opening, out: &out)
             if role == .opening { out.append(.send(.follow(epoch, log: log, loss: lossToTell))) }
         }
+    }
+
+    /// Takes over some more of the other log.
+    mutating func inherit(all: Bool = false, out: inout [DataOutput]) {
+        guard let theirs = inherits else { return }
+        log = Array(theirs.prefix(all ? theirs.count : log.count + DataModel.inheritedAtOnce))
+        guard log.count == theirs.count else { return }
+        inherits = nil
         out.append(.event(.merged))
+    }
+    private static let inheritedAtOnce = 12
+
+    /// What a log knows to have been on the disk of every node in sync.
+    static func committed(in log: [ModelRecord]) -> Seq { Seq(rawValue: UInt64(log.last?.committed ?? 0)) }
+
+    var committedMark: LogMark {
+        let seq = DataModel.committed(in: log)
+        return LogMark(epoch: seq == .zero ? .none : log[Int(seq.rawValue) - 1].epoch, seq: seq)
     }
 
     /// A log as a node tells of it.
@@ -272,8 +307,8 @@ struct DataModel {
         let last = Seq(rawValue: UInt64(log.count))
         return LogState(
             isServing: false, isIncomplete: false, decision: vote.decision, ballot: vote.ballot,
-            lastSeq: last, lastChain: 0, durableSeq: last, committedSeq: .zero, oldestSeq: Seq(rawValue: 1),
-            epochs: epochs)
+            lastSeq: last, lastChain: 0, durableSeq: last, committedSeq: DataModel.committed(in: log),
+            oldestSeq: Seq(rawValue: 1), epochs: epochs)
     }
 
     private mutating func followNow(
@@ -328,8 +363,12 @@ struct DataModel {
     mutating func write(id: Int, fsync: Bool, now: UInt64, out: inout [DataOutput]) {
         guard role == .primary, !isFrozen, !isDraining, waiting.count < 20 else { return }
         waiting.append(Waiting(index: log.count, id: id, fsync: fsync, since: now))
-        append(ModelRecord(epoch: epoch, id: id), fsync: fsync, now: now, out: &out)
+        append(nextRecord(id), fsync: fsync, now: now, out: &out)
         advance(now: now, out: &out)
+    }
+
+    private func nextRecord(_ id: Int) -> ModelRecord {
+        ModelRecord(epoch: epoch, id: id, committed: max(committed, log.last?.committed ?? 0))
     }
 
     private mutating func append(_ record: ModelRecord, fsync: Bool, now: UInt64, out: inout [DataOutput]) {
@@ -366,7 +405,7 @@ struct DataModel {
             acknowledged = log.count
             if inheritance != .complete { loss = log.count }
             out.append(.opened(decision, inheritance))
-            append(ModelRecord(epoch: epoch, id: -Int(epoch.rawValue)), fsync: true, now: now, out: &out)
+            append(nextRecord(-Int(epoch.rawValue)), fsync: true, now: now, out: &out)
         }
         acknowledge(now: now, out: &out)
         noteCommitted()

@@ -101,6 +101,7 @@ final class World {
     /// cut[from][to]
     var cut = [[Bool]](repeating: [false, false, false], count: 3)
     // The data link.
+    private var dataLinkMayBeUp = true
     var session = 0
     var sessionBroken = true
     var linkAt = [UInt64](repeating: 0, count: 2)
@@ -236,7 +237,7 @@ final class World {
         let complete = node.data.isComplete && node.data.durable == node.data.log.count
         let start = MemberStart(
             state: node.disk, logComplete: complete, lastEpoch: node.data.log.last?.epoch ?? .none,
-            lastSeq: Seq(rawValue: UInt64(node.data.log.count)))
+            lastSeq: Seq(rawValue: UInt64(node.data.log.count)), committed: node.data.committedMark)
         step(node, .start(start))
         tick(node)
     }
@@ -245,6 +246,7 @@ final class World {
         after(120 * ms, on: node) { [unowned self] in
             step(node, .tick)
             data(node) { data, now, out in
+                data.inherit(out: &out)
                 data.advance(now: now, out: &out)
                 data.report(now: now, out: &out)
             }
@@ -475,8 +477,11 @@ final class World {
         }
     }
 
+    /// Only the data connection; the voters go on hearing each other.
+    func setDataLink(_ isUp: Bool) { dataLinkMayBeUp = isUp }
+
     private func tendLink() {
-        let isCut = cut[0][1] || cut[1][0]
+        let isCut = cut[0][1] || cut[1][0] || !dataLinkMayBeUp
         if !sessionBroken, isCut { breakLink() }
         guard sessionBroken, !isCut, nodes.allSatisfy({ $0.isUp && !$0.isPaused && $0.linkSession == 0 }) else {
             return
