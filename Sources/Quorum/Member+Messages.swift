@@ -72,7 +72,6 @@ extension Member {
         if let state {
             memory = state.memory
             log.logComplete = false
-            isMerged = false
             nextRoundAt = now
             if case .unformed = mode { mode = .standby }
         }

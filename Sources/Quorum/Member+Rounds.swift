@@ -147,8 +147,8 @@ extension Member {
 
     func epoch(after current: Decision) -> Epoch { max(current.epoch, max(log.lastEpoch, servedEpoch)).next }
 
-    /// The other node may be added: its disk holds everything acknowledged (rule 11).
-    var mayAdd: Bool { isPeerCaughtUp && peerSilentSince == nil }
+    /// The other node may be added: its disk holds everything acknowledged (rule 11), and it has a vote.
+    var mayAdd: Bool { isPeerCaughtUp && peerSilentSince == nil && emptyBirth[peer] == nil }
 
     /// Two of three have accepted: `decision` is chosen, and every earlier proposal of this node is settled.
     private mutating func complete(_ decision: Decision, effects: inout [MemberEffect]) {

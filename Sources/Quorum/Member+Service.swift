@@ -32,6 +32,10 @@ extension Member {
         return peerSilence == .failed || now >= since + timing.peerLoss
     }
 
+    /// The other one's votes are gone, and only a node that is alone in the set may give it new ones (rule 10): it is
+    /// removed, seeded and added again. It has everything, so that takes a moment.
+    private var mustGoAlone: Bool { isPeerLost || emptyBirth[peer] != nil }
+
     /// What to do next. Called after each event; does nothing twice.
     mutating func evaluate(effects: inout [MemberEffect]) {
         guard state != nil else { return }
@@ -86,7 +90,7 @@ extension Member {
         guard proposer.isIdle, policyPending == nil, now >= nextRoundAt, let known else { return }
         if possible.count > 1 {
             resolveDoubt(effects: &effects)
-        } else if known.inSync == .both, isPeerLost || isOpeningTooLong {
+        } else if known.inSync == .both, mustGoAlone || isOpeningTooLong {
             putInForce([.both, NodeSet(node)], flushFirst: true, then: .goAlone, effects: &effects)
         } else if known.inSync.isOnly(node), mode == .serving, mayAdd, hasLease, now >= addAllowedAt {
             putInForce([NodeSet(node), .both], flushFirst: false, then: .add, effects: &effects)
@@ -109,7 +113,7 @@ extension Member {
     }
 
     private mutating func resolveDoubt(effects: inout [MemberEffect]) {
-        if isPeerLost {
+        if mustGoAlone {
             beginRound(.goAlone, effects: &effects)
         } else {
             beginRound(mayAdd && known?.inSync.isOnly(node) == true ? .add : .confirm, effects: &effects)
@@ -137,7 +141,7 @@ extension Member {
         guard isLeading else { return }
         let stillWanted =
             switch purpose {
-            case .goAlone: isPeerLost || isOpeningTooLong
+            case .goAlone: mustGoAlone || isOpeningTooLong
             case .add: mayAdd
             case .lead, .confirm, .force: false
             }

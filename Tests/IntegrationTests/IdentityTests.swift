@@ -124,6 +124,32 @@ extension WholeSystem {
             }
         }
 
+        /// Only the votes, of a node that was away so shortly that it still counts as in sync: it is given new ones, and takes
+        /// over when the other one is lost.
+        @Test func failure18VotesThatWerePutBackAreGivenAnewWithoutAnybodysHelp() throws {
+            try Harness.withCluster(configure: Small.configuration) { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let beta = cluster.beta
+                let votes = "/var/lib/lockstep/ledger/votes"
+                try beta.room.succeed(["cp", "-a", votes, "\(votes).old"])
+                for round in 0..<3 {
+                    try #require(cluster.daemon(beta)).killNow()
+                    if round == 2 { try beta.room.succeed(["mv", "\(votes).old", votes]) }
+                    try cluster.startDaemon(beta)
+                    try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                }
+                try #require(try cluster.wasEverLogged(beta, "put back to an older state"))
+                try cluster.waitFor(beta, "follows with a vote") { $0.role == "SECOND" && $0.reason == "none" }
+                try client.waitForTransfers(count: 5, within: Small.stepSecondsMax)
+                try cluster.cutPower(of: [cluster.alpha.room])
+                try cluster.waitFor(beta, "takes over") { $0.role == "ALONE" }
+                try client.waitForTransfers(count: 5, within: Small.stepSecondsMax)
+                try cluster.bringBack(cluster.alpha)
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
         @Test func failure18AnEmptyDiskIsFilledAndAPlaceWithoutItsDiskNever() throws {
             try Harness.withDisks { cluster in
                 let (client, guardian) = try HarnessClient.begin(cluster)

@@ -139,6 +139,29 @@ import Testing
         expectWholeAgain(world)
     }
 
+    /// Only the votes are put back, of a node that follows and counts as in sync: it is given new ones without anybody's help,
+    /// and can take over again.
+    @Test(arguments: seeds) func failure18VotesThatWerePutBackAreGivenAnewToANodeInSync(seed: UInt64) {
+        guard let (world, primary, other) = whole(seed) else { return }
+        let votes = other.disk
+        for _ in 0..<2 {
+            world.kill(other)
+            world.start(other)
+            #expect(world.run(until: { world.isHealthy }, milliseconds: 30_000), "seed \(seed): \(world.roles)")
+            world.run(milliseconds: 2000)
+        }
+        world.kill(other)
+        other.disk = votes
+        world.start(other)
+        #expect(
+            world.run(until: { world.isHealthy && other.disk != nil }, milliseconds: 30_000),
+            "seed \(seed): \(world.roles)")
+        world.run(milliseconds: 2000)
+        world.kill(primary)
+        #expect(world.run(until: { world.server == other.node }, milliseconds: 30_000), "seed \(seed): \(world.roles)")
+        expectWholeAgain(world)
+    }
+
     /// Either node, with everything else well: it is brought up to date, and nothing is lost.
     @Test(arguments: seeds) func failure18AMachineThatWasPutBackIsBroughtUpToDate(seed: UInt64) {
         guard let (world, primary, other) = whole(seed, loneRestart: seed % 3 == 0 ? 6000 : nil) else { return }

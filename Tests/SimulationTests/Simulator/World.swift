@@ -100,6 +100,8 @@ final class World {
     let witness: SimulatedWitness
     /// cut[from][to]
     var cut = [[Bool]](repeating: [false, false, false], count: 3)
+    /// The nodes' voters do not hear each other, whatever the data connection does.
+    var nodesAreDeaf = false
     // The data link.
     private var dataLinkMayBeUp = true
     var session = 0
@@ -396,6 +398,7 @@ final class World {
     func send(_ message: QuorumMessage, from: Voter, to: Voter) {
         let copies = random.chance(options.duplicates) ? 2 : 1
         for _ in 0..<copies {
+            if nodesAreDeaf, from != .witness, to != .witness { continue }
             if cut[Int(from.rawValue)][Int(to.rawValue)] || random.chance(options.loss) { continue }
             var delay = random.between(options.delay.lowerBound * 1000, options.delay.upperBound * 1000) * 1000
             if random.chance(options.late) { delay += random.between(0, options.lateBy) * ms }
