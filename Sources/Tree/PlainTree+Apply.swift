@@ -175,7 +175,8 @@ extension PlainTree {
         }
         try setOwnerAndMode(object.fd, type: object.type, mask, attributes)
         let mtime = mask.contains(.mtime) ? attributes.mtime : mask.contains(.size) ? time : nil
-        try System.setTimes(object.fd, atime: mask.contains(.atime) ? attributes.atime : nil, mtime: mtime)
+        try setTimes(
+            object.fd, type: object.type, atime: mask.contains(.atime) ? attributes.atime : nil, mtime: mtime)
     }
 
     /// The kernel takes set-user-id and set-group-id away with every change of the owner, whoever asks. What the

@@ -203,7 +203,7 @@ extension PlainTree {
             try evict(entry.name, from: directory)
             try System.rename(staging.rawValue, PlainTree.encodeTag(entry.file), to: directory, entry.name)
         }
-        if [S_IFLNK, S_IFCHR, S_IFBLK].contains(type) {
+        if PlainTree.isReplaceable(type) {
             state.withLock { $0.image?.replaceable[entry.file, default: []].append((parent, entry.name)) }
         }
     }
@@ -232,13 +232,7 @@ extension PlainTree {
         let stat = try System.stat(reference.rawValue)
         let type = stat.mode & S_IFMT
         guard type == attributes.mode & S_IFMT else { return }
-        let isWrong =
-            switch type {
-            case S_IFLNK: try System.readLink(reference.rawValue) != target
-            case S_IFCHR, S_IFBLK:
-                deviceNumber(major: stat.special_major, minor: stat.special_minor) != attributes.rdev
-            default: false
-            }
+        let isWrong = try !isSame(reference.rawValue, as: attributes, target)
         if isWrong { return try replace(file, attributes, target, xattrs, links: Int(stat.links)) }
         let object = try object(file, writable: type == S_IFREG)
         defer { withExtendedLifetime(object) {} }
@@ -246,84 +240,6 @@ extension PlainTree {
             try System.check(clinux_ftruncate(object.fd, attributes.size), "set the size of", "file \(file)")
         }
         try setAll(object.fd, type: type, attributes, xattrs)
-    }
-
-    /// Puts a new object in place of one that cannot be changed, at every name it has, one in staging included.
-    /// - Parameter links: how many names that is.
-    private func replace(
-        _ file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute], links: Int
-    ) throws(TreeError) {
-        try findReplaceable()
-        let stagingName = PlainTree.encodeTag(file)
-        // A record has moved it into a directory that is not here yet: it waits for that, and so must the new one.
-        let waits = try occupant(of: stagingName, in: staging.rawValue) == file
-        let old = Array("replaced-\(file)".utf8)
-        // Not removed before the new one is complete, or a crash in between would leave neither.
-        if waits { try System.rename(staging.rawValue, stagingName, to: staging.rawValue, old) }
-        try build(file, attributes, target, xattrs)
-        var done: [(parent: FileID, name: FileName)] = []
-        try replacePlaces(of: file, &done)
-        if done.count < links {
-            // A record has moved it since the image of its directory, or an earlier session placed it.
-            state.withLock { $0.image?.isResumed = true }
-            try findReplaceable()
-            try replacePlaces(of: file, &done)
-        }
-        if waits {
-            try removeFromStaging(old)
-        } else {
-            try System.unlink(staging.rawValue, stagingName, isDirectory: false)
-        }
-    }
-
-    /// - Parameter done: names that lead to the new object.
-    private func replacePlaces(
-        of file: FileID, _ done: inout [(parent: FileID, name: FileName)]
-    ) throws(TreeError) {
-        let places = state.withLock { $0.image?.replaceable[file] ?? [] }
-        for (parent, name) in places where !done.contains(where: { $0.parent == parent && $0.name == name }) {
-            var isReplaced = false
-            try withDirectory(parent) { (directory) throws(TreeError) in
-                guard try occupant(of: name, in: directory) == file else { return }
-                isReplaced = true
-                let before = FileStatus(try System.stat(directory), file: parent)
-                let fresh = Array("replacing-\(file)".utf8)
-                try removeFromStaging(fresh)
-                try withDescriptor(of: file, writable: false) { (fd) throws(TreeError) in
-                    try System.link(fd, to: staging.rawValue, fresh)
-                }
-                try System.rename(staging.rawValue, fresh, to: directory, name)
-                try System.setTimes(directory, atime: nil, mtime: before.attributes.mtime)
-            }
-            if isReplaced { done.append((parent, name)) }
-        }
-    }
-
-    /// Where links and devices stand is known from the images of their directories. Those came to an earlier process, if
-    /// the resynchronisation was broken off: then a scan finds it, once.
-    private func findReplaceable() throws(TreeError) {
-        guard state.withLock({ $0.image?.isResumed ?? false }) else { return }
-        var found: [FileID: [(parent: FileID, name: FileName)]] = [:]
-        var waiting: [FileID] = [.root]
-        while let directory = waiting.popLast() {
-            try withDirectory(directory) { (fd) throws(TreeError) in
-                for name in try allNames(fd, of: directory) {
-                    guard let object = try child(name, of: fd), let file = try tag(of: object.rawValue) else {
-                        continue
-                    }
-                    switch try System.stat(object.rawValue).mode & S_IFMT {
-                    case S_IFDIR: waiting.append(file)
-                    case S_IFLNK, S_IFCHR, S_IFBLK: found[file, default: []].append((directory, name))
-                    default: continue
-                    }
-                }
-            }
-        }
-        state.withLock { state in
-            // What images of this process said is among it.
-            state.image?.replaceable = found
-            state.image?.isResumed = false
-        }
     }
 
     /// All attributes and exactly these extended attributes.
@@ -338,7 +254,7 @@ extension PlainTree {
         for xattr in xattrs where !xattr.name.starts(with: PlainTree.ownXattrPrefix) {
             if try System.xattr(fd, xattr.name) != xattr.value { try System.setXattr(fd, xattr.name, xattr.value) }
         }
-        try System.setTimes(fd, atime: attributes.atime, mtime: attributes.mtime)
+        try setTimes(fd, type: type, atime: attributes.atime, mtime: attributes.mtime)
     }
 
     // MARK: Names in a tree that is not the mirror yet

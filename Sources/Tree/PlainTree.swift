@@ -44,6 +44,8 @@ public final class PlainTree: Sendable {
     let tablePath: String
     let treeIdentity: UInt64
     let state: Mutex<State>
+    /// Held by who sets the times of a directory, except for a record of its names: no other record runs beside that.
+    let directoryTimes = Mutex(())
 
     struct State {
         var table: FileTable

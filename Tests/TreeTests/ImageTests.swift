@@ -1,6 +1,8 @@
 import CLinux
 import Format
 import Glibc
+import Ring
+import Synchronization
 import Testing
 
 @testable import Tree
@@ -318,6 +320,71 @@ private struct Comparison {
             #expect(found.attributes.mode & S_IFMT == type && found.attributes.uid == 5)
             #expect(found.attributes.rdev == attributes.rdev && found.attributes.mtime == attributes.mtime)
             if type == S_IFLNK { #expect(try tree.readLink(found.file) == target) }
+        }
+        #expect(try tree.stagingNames() == [])
+    }
+
+    /// Images of links and devices put new objects into their directory, several at once, and none of that is a change of
+    /// the directory. What a record sets at the same time stays.
+    @Test(arguments: [S_IFLNK, S_IFCHR])
+    func objectsThatAreReplacedSideBySideLeaveTheirDirectoryItsTime(type: UInt32) throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        func file(_ counter: Int) -> FileID { FileID(epoch: Epoch(rawValue: 7), counter: UInt64(counter)) }
+        func name(_ file: FileID) -> FileName { Array("\(file)".utf8) }
+        func folder(_ mtime: Int64) -> FileAttributes {
+            FileAttributes(mode: S_IFDIR | 0o755, uid: 0, gid: 0, mtime: mtime)
+        }
+        func image(_ directory: FileID, _ entries: [ImageEntry]) throws {
+            try tree.apply(
+                .imageDirectory(
+                    directory: directory, attributes: folder(1000), xattrs: [], part: 0, isLast: true,
+                    entries: entries), isImage: true)
+        }
+        let count = 800
+        let directories = [file(1), file(2)]
+        // Of either directory half of them.
+        let objects = (0..<count).map { file(10 + $0) }
+        try tree.apply(.imageStart(number: 1))
+        try image(.root, directories.map { ImageEntry(name: name($0), file: $0, mode: S_IFDIR) })
+        for (index, directory) in directories.enumerated() {
+            let own = objects[index * count / 2..<(index + 1) * count / 2]
+            try image(directory, own.map { ImageEntry(name: name($0), file: $0, mode: type) })
+        }
+        let attributes = FileAttributes(
+            mode: type | 0o777, uid: 0, gid: 0, rdev: type == S_IFCHR ? 0x103 : 0, mtime: 5000)
+        let target: [UInt8] = type == S_IFLNK ? Array("there".utf8) : []
+        let failures = Mutex<[any Error]>([])
+        let pool = try WorkerPool(threads: 4, name: "apply")
+        func beside(_ work: @escaping @Sendable () throws -> Void) {
+            pool.submit { do { try work() } catch { failures.withLock { $0.append(error) } } }
+        }
+        for part in 0..<3 {
+            beside {
+                for index in stride(from: part, to: count, by: 3) {
+                    try tree.apply(
+                        .imageFile(file: objects[index], attributes: attributes, target: target, xattrs: []),
+                        isImage: true)
+                }
+            }
+        }
+        // The application sets the time of the second directory itself.
+        let last: Int64 = 3000
+        beside {
+            for mtime in 2001...last {
+                try tree.apply(
+                    .setAttributes(
+                        file: directories[1], mask: .mtime,
+                        attributes: FileAttributes(mode: 0, uid: 0, gid: 0, mtime: mtime)))
+            }
+        }
+        pool.shutdown()
+        #expect(failures.withLock { $0.map { "\($0)" } } == [])
+        #expect(try tree.status(of: file(1)).attributes.mtime == 1000)
+        #expect(try tree.status(of: file(2)).attributes.mtime == last)
+        for (index, object) in objects.enumerated() {
+            let found = try tree.lookup(parent: directories[index * 2 / count], name: name(object))
+            #expect(found.file == object && found.attributes.mtime == 5000)
         }
         #expect(try tree.stagingNames() == [])
     }
