@@ -10,6 +10,17 @@ internal import Synchronization
 ///
 /// No record names the directories that this changes, so nothing keeps it apart from others: several objects of one
 /// directory are replaced at once, while a record sets the time of that directory. Hence `directoryTimes`.
+///
+/// A process may die between any two steps, and what it leaves must be known for what it is:
+/// ```
+///   build in staging     two objects with one number: the new one in staging, the old one at its names
+///   for each name:       the directory's time goes to staging: times-<directory>-<time>
+///                        the new one over the old one
+///                        the directory gets its time back
+///                        staging/times-... goes
+///   staging/<number> goes
+/// ```
+/// The replay gives the times back, and replaces all that its journal has an image of and that is not right everywhere.
 extension PlainTree {
     static func isReplaceable(_ type: UInt32) -> Bool { [S_IFLNK, S_IFCHR, S_IFBLK].contains(type) }
 
@@ -80,8 +91,17 @@ extension PlainTree {
         try withDescriptor(of: file, writable: false) { (fd) throws(TreeError) in
             try System.link(fd, to: staging.rawValue, fresh)
         }
-        try System.rename(staging.rawValue, fresh, to: directory, name)
+        let kept = PlainTree.keptTimes(of: parent, mtime)
+        _ = try System.open(staging.rawValue, kept, O_WRONLY | O_CREAT)
+        do throws(TreeError) {
+            try System.rename(staging.rawValue, fresh, to: directory, name)
+        } catch {
+            // Nothing has changed: what is kept would be wrong later.
+            try System.unlink(staging.rawValue, kept, isDirectory: false)
+            throw error
+        }
         try System.setTimes(directory, atime: nil, mtime: mtime)
+        try System.unlink(staging.rawValue, kept, isDirectory: false)
         return true
     }
 
@@ -98,7 +118,11 @@ extension PlainTree {
                         continue
                     }
                     let type = try System.stat(object.rawValue).mode & S_IFMT
-                    if type == S_IFDIR { waiting.append(file) }
+                    if type == S_IFDIR {
+                        // A crash may have left the table without it.
+                        if try table.find(file) == nil { try table.insert(file, try handle(of: object.rawValue)) }
+                        waiting.append(file)
+                    }
                     if PlainTree.isReplaceable(type) { found[file, default: []].append((directory, name)) }
                 }
             }
@@ -117,6 +141,30 @@ extension PlainTree {
         guard type == S_IFDIR else { return try System.setTimes(fd, atime: atime, mtime: mtime) }
         try directoryTimes.withLock { (_) throws(TreeError) in
             try System.setTimes(fd, atime: atime, mtime: mtime)
+        }
+    }
+
+    private static let keptTimesPrefix: FileName = Array("times-".utf8)
+
+    /// The time is in the name, so that one call makes all of it: no crash leaves it without.
+    static func keptTimes(of directory: FileID, _ mtime: Int64) -> FileName {
+        keptTimesPrefix + encodeTag(directory) + Array("-\(mtime)".utf8)
+    }
+
+    /// A process that died while it replaced an object: the directory gets back the time it had.
+    func giveBackTimes(_ step: ReplayStep) throws(TreeError) {
+        for name in try stagingNames() where name.starts(with: PlainTree.keptTimesPrefix) {
+            let rest = name.dropFirst(PlainTree.keptTimesPrefix.count)
+            guard let directory = PlainTree.decodeTag(Array(rest.prefix(16))),
+                let mtime = Int64(String(decoding: rest.dropFirst(17), as: UTF8.self))
+            else { continue }
+            try step()
+            if try referenceIfKnown(to: directory) != nil {
+                try withDirectory(directory) { (fd) throws(TreeError) in
+                    try System.setTimes(fd, atime: nil, mtime: mtime)
+                }
+            }
+            try System.unlink(staging.rawValue, name, isDirectory: false)
         }
     }
 }

@@ -91,7 +91,9 @@ extension PlainTree {
         }
         var result = ReplayResult(records: plan.records, sawImages: plan.hasImages)
         try locate(plan)
+        try giveBackTimes(step)
         try makeMissing(plan, isLenient: isLenient, ahead, &result, step)
+        try replaceWrong(plan, step)
         let evicted = try evictWrong(plan, step)
         result.evicted = evicted.count
         try placeAll(plan, step)
@@ -192,7 +194,7 @@ extension PlainTree {
         for file in plan.objects.keys.sorted() {
             guard let object = plan.objects[file], !object.isRemoved else { continue }
             if let reference = try referenceIfKnown(to: file) {
-                guard let birth = object.birth, try !fits(reference.rawValue, birth) else { continue }
+                guard try !mayStay(reference.rawValue, object) else { continue }
                 // Only an image can say that it is something else. The old object is now nobody's.
                 try step()
                 try discard(file, reference.rawValue)
@@ -214,17 +216,38 @@ extension PlainTree {
         }
     }
 
-    private func fits(_ fd: Int32, _ birth: ReplayPlan.Birth) throws(TreeError) -> Bool {
-        let stat = try System.stat(fd)
-        guard stat.mode & S_IFMT == birth.type else { return false }
-        switch birth.type {
-        case S_IFLNK:
-            guard let target = birth.target else { return true }
-            return try System.readLink(fd) == target
-        case S_IFCHR, S_IFBLK:
-            return birth.target == nil
-                || deviceNumber(major: stat.special_major, minor: stat.special_minor) == birth.rdev
-        default: return true
+    /// Whether it is what was made, or can be made that: a link or device by `replaceWrong`.
+    private func mayStay(_ fd: Int32, _ object: ReplayPlan.Object) throws(TreeError) -> Bool {
+        guard let birth = object.birth else { return true }
+        guard try System.stat(fd).mode & S_IFMT == birth.type else { return false }
+        guard !object.hasImage, let target = birth.target else { return true }
+        return try isSame(fd, as: FileAttributes(mode: birth.type, uid: 0, gid: 0, rdev: birth.rdev), target)
+    }
+
+    /// Replaces links and devices that are not what their images say, wherever they stand: the images of their directories
+    /// may lie before the checkpoint. One in staging may be what a replacement, broken off, left there: then nobody knows
+    /// which names still have the old one.
+    private func replaceWrong(_ plan: ReplayPlan, _ step: @escaping ReplayStep) throws(TreeError) {
+        var wrong: [(file: FileID, attributes: FileAttributes, target: [UInt8])] = []
+        for file in plan.objects.keys.sorted() {
+            guard let object = plan.objects[file], object.hasImage, let birth = object.birth,
+                PlainTree.isReplaceable(birth.type), let reference = try referenceIfKnown(to: file)
+            else { continue }
+            let target = birth.target ?? []
+            var attributes = object.attributes
+            attributes.mode = birth.type | attributes.mode & 0o7777
+            attributes.rdev = birth.rdev
+            let isStaged = try occupant(of: PlainTree.encodeTag(file), in: staging.rawValue) == file
+            if !isStaged, try isSame(reference.rawValue, as: attributes, target) { continue }
+            wrong.append((file, attributes, target))
+        }
+        guard !wrong.isEmpty else { return }
+        state.withLock { $0.image = ImageSession(number: 0, isResumed: true) }
+        defer { state.withLock { $0.image = nil } }
+        for (file, attributes, target) in wrong {
+            try step()
+            // All its names are found with the first of them.
+            try replace(file, attributes, target, [], links: 0)
         }
     }
 

@@ -27,6 +27,8 @@ struct ReplayPlan {
         var hasAllXattrs = false
         /// A repair wrote bytes: what no record sets stays as it is, though the kernel changes it with the bytes.
         var isRepaired = false
+        /// Its own image came: a link or device may have to be replaced, at names that no record here touches.
+        var hasImage = false
 
         var keepsTime: Bool { isRepaired && !mask.contains(.mtime) }
         var keepsCapability: Bool { isRepaired && !hasAllXattrs && xattrs[PlainTree.capabilityXattr] == nil }
@@ -96,6 +98,7 @@ struct ReplayPlan {
             setAll(file, attributes, xattrs, seq)
             let type = attributes.mode & S_IFMT
             objects[file, default: Object()].birth = Birth(type: type, rdev: attributes.rdev, target: target)
+            objects[file]?.hasImage = true
             if type == S_IFREG { objects[file]?.bytes.truncate(to: attributes.size) }
         }
     }

@@ -247,6 +247,8 @@ private struct Comparison {
         case none, moved, linked, linkedAndMoved
         /// Another session begins, in this process or the next, and does not bring the directory again.
         case begunAgain, restarted, restartedAndMoved
+        /// The next process finds the image in the journal, and its directory's behind the checkpoint.
+        case replayed, linkedAndReplayed
         /// Into a directory that comes only afterwards.
         case movedToWait, linkedAndMovedToWait
     }
@@ -272,11 +274,12 @@ private struct Comparison {
                     file: object, parent: .root, name: name("object"), newParent: newParent, newName: name("moved"),
                     exchange: false, replaced: .none, replacedWasLast: false))
         }
-        func restart() throws {
+        func restart(_ bodies: [RecordBody] = [], step: @escaping ReplayStep = { () throws(TreeError) in }) throws {
             // One at a time works on the plain files.
             tree = nil
             tree = try openTree(scratch, .existing)
-            _ = try tree.replay(after: .zero, through: .zero, isBehind: true) { _ in }
+            let drawn = bodies.map { Generator.Drawn(record: Record(time: 1, body: $0, isImage: true), payload: []) }
+            _ = try tree.replay(drawn, after: 0, isBehind: true, step: step)
         }
         try tree.apply(.imageStart(number: 1))
         try image(
@@ -291,11 +294,12 @@ private struct Comparison {
         case .none: break
         case .moved: try move(to: directory)
         case .movedToWait: try move(to: late)
-        case .linked, .linkedAndMoved, .linkedAndMovedToWait:
+        case .linked, .linkedAndMoved, .linkedAndMovedToWait, .linkedAndReplayed:
             try tree.apply(.link(file: object, parent: directory, name: name("linked")))
             places.append((directory, "linked"))
             if accident == .linkedAndMoved { try move(to: directory) }
             if accident == .linkedAndMovedToWait { try move(to: late) }
+        case .replayed: break
         case .begunAgain: try tree.apply(.imageStart(number: 2))
         case .restarted: try restart()
         case .restartedAndMoved:
@@ -307,7 +311,10 @@ private struct Comparison {
         let attributes = FileAttributes(
             mode: type | 0o777, uid: 5, gid: 6, rdev: type == S_IFCHR ? 0x103 : 0, mtime: 1_600_000_000_000_000_000)
         let target = type == S_IFLNK ? name("where/it/leads") : []
-        try tree.apply(.imageFile(file: object, attributes: attributes, target: target, xattrs: []), isImage: true)
+        let own = RecordBody.imageFile(file: object, attributes: attributes, target: target, xattrs: [])
+        let isReplayed = [.replayed, .linkedAndReplayed].contains(accident)
+        let before = try places.map { try tree.status(of: $0.0).attributes.mtime }
+        if isReplayed { try restart([own]) } else { try tree.apply(own, isImage: true) }
         if [.movedToWait, .linkedAndMovedToWait].contains(accident) {
             let known = places.dropFirst().map { ImageEntry(name: name($0.1), file: object, mode: type) }
             try image(directory, known + [ImageEntry(name: name("late"), file: late, mode: S_IFDIR)])
@@ -321,6 +328,7 @@ private struct Comparison {
             #expect(found.attributes.rdev == attributes.rdev && found.attributes.mtime == attributes.mtime)
             if type == S_IFLNK { #expect(try tree.readLink(found.file) == target) }
         }
+        if isReplayed { #expect(try places.map { try tree.status(of: $0.0).attributes.mtime } == before) }
         #expect(try tree.stagingNames() == [])
     }
 
@@ -386,6 +394,57 @@ private struct Comparison {
             let found = try tree.lookup(parent: directories[index * 2 / count], name: name(object))
             #expect(found.file == object && found.attributes.mtime == 5000)
         }
+        #expect(try tree.stagingNames() == [])
+    }
+
+    /// A process that dies while it replaces a link or device leaves the old object at some names, the new one at others
+    /// and in staging, and a directory with the time of now.
+    @Test(arguments: [S_IFLNK, S_IFCHR], 0...3)
+    func failure36AReplacementThatWasBrokenOffIsFinished(type: UInt32, steps: Int) throws {
+        let scratch = Scratch()
+        var tree: PlainTree! = try openTree(scratch)
+        let object = FileID(epoch: Epoch(rawValue: 7), counter: 1)
+        let directory = FileID(epoch: Epoch(rawValue: 7), counter: 2)
+        let name: FileName = Array("object".utf8)
+        let folder = FileAttributes(mode: S_IFDIR | 0o755, uid: 0, gid: 0, mtime: -1_000_000_007)
+        try tree.apply(.imageStart(number: 1))
+        for (parent, entries) in [
+            (FileID.root, [ImageEntry(name: [UInt8(ascii: "d")], file: directory, mode: S_IFDIR)]), (directory, []),
+        ] {
+            try tree.apply(
+                .imageDirectory(
+                    directory: parent, attributes: folder, xattrs: [], part: 0, isLast: true,
+                    entries: entries + [ImageEntry(name: name, file: object, mode: type)]), isImage: true)
+        }
+        let attributes = FileAttributes(
+            mode: type | 0o777, uid: 0, gid: 0, rdev: type == S_IFCHR ? 0x103 : 0, mtime: 5000)
+        let target: [UInt8] = type == S_IFLNK ? Array("there".utf8) : []
+        // What `replace` does, so far.
+        if steps > 0 { try tree.build(object, attributes, target, []) }
+        if steps > 1 {
+            let kept = PlainTree.keptTimes(of: directory, folder.mtime)
+            _ = try System.open(tree.staging.rawValue, kept, O_WRONLY | O_CREAT)
+            try tree.withDirectory(directory) { (fd) throws(TreeError) in
+                try System.unlink(fd, name, isDirectory: false)
+                try tree.withDescriptor(of: object, writable: false) { (new) throws(TreeError) in
+                    try System.link(new, to: fd, name)
+                }
+                if steps > 2 { try System.setTimes(fd, atime: nil, mtime: folder.mtime) }
+            }
+        }
+        tree = nil
+        tree = try openTree(scratch, .existing)
+        let own = RecordBody.imageFile(file: object, attributes: attributes, target: target, xattrs: [])
+        let drawn = Generator.Drawn(record: Record(time: 1, body: own, isImage: true), payload: [])
+        _ = try tree.replay([drawn], after: 0, isBehind: true)
+        try tree.apply(.imageEnd(number: 1))
+        for parent in [FileID.root, directory] {
+            let found = try tree.lookup(parent: parent, name: name)
+            #expect(found.file == object && found.links == 2 && found.attributes.mtime == 5000)
+            #expect(found.attributes.rdev == attributes.rdev)
+            #expect(try tree.status(of: parent).attributes.mtime == folder.mtime)
+        }
+        if type == S_IFLNK { #expect(try tree.readLink(object) == target) }
         #expect(try tree.stagingNames() == [])
     }
 }
