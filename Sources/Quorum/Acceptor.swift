@@ -167,6 +167,7 @@ public struct Acceptor: Sendable {
                 committed: committed)
             requestLease(request, message, from: node, now: now, effects: &effects)
         case .leaseRelease(let number): release(number, from: node)
+        case .heard(let birth, let session, _): learnOfLaterProcess(birth, session, effects: &effects)
         default: break
         }
     }
@@ -249,6 +250,13 @@ public struct Acceptor: Sendable {
             return memory.promised > state.promised || memory.accepted > state.acceptedBallot
         default: return false
         }
+    }
+
+    /// A node has heard a later process of the witness than this one: it answers none of this one's messages. (What is heard
+    /// of a node is for its `Member`.)
+    private mutating func learnOfLaterProcess(_ birth: UInt64, _ session: UInt64, effects: inout [AcceptorEffect]) {
+        guard voter == .witness, let state, birth == state.birth, session > state.starts else { return }
+        forget(effects: &effects)
     }
 
     /// Another voter has heard a later process on these votes than this one: they were put back to an older state.

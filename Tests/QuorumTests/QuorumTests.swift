@@ -243,6 +243,23 @@ func isPromise(_ answers: [QuorumMessage.Body]) -> Bool {
     }
 
     /// Each way in which a node can know less of itself than this voter has heard.
+    /// A witness restored from a backup in which only its own starts are fewer: the nodes would drop all that it says.
+    @Test func failure19AWitnessIsToldThatALaterProcessOfItWasHeard() {
+        var bench = Bench(genesis)
+        let starts = bench.acceptor.state?.starts ?? 0
+        let birth = bench.acceptor.state?.birth ?? 0
+        _ = bench.ask(.heard(birth: birth, session: starts, ballot: .zero), from: .a)
+        _ = bench.ask(.heard(birth: birth + 1, session: starts + 7, ballot: .zero), from: .a)
+        #expect(bench.acceptor.state?.birth == birth)
+        _ = bench.ask(.heard(birth: birth, session: starts + 1, ballot: .zero), from: .a)
+        #expect(bench.acceptor.state == nil)
+        // A node's own voter leaves that to its member.
+        var node = Bench(genesis, voter: .b)
+        _ = node.ask(
+            .heard(birth: node.acceptor.state?.birth ?? 0, session: 1000, ballot: .zero), from: .a)
+        #expect(node.acceptor.state != nil)
+    }
+
     @Test func failure18ANodeIsToldWhatWasHeardOfIt() {
         var bench = Bench(genesis)
         bench.session = 3

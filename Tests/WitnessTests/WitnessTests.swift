@@ -181,6 +181,9 @@ private struct Asker {
             #expect(asker.ask(witness, lease(1, committed: 500)) == .leaseGranted(number: 1))
             #expect(witness.memoriesToWrite(now: now + 1).isEmpty)
             #expect(witness.memoriesToWrite(now: now + 1, all: true).count == 1)
+            // The disk refused it: it is written at the next turn, not in a minute.
+            witness.memoryWasNotWritten(of: asker.mirror)
+            #expect(witness.memoriesToWrite(now: now + 2).count == 1)
             #expect(witness.memoriesToWrite(now: NodeMemoryTests.later + 2).isEmpty)
             #expect(asker.ask(witness, lease(2, committed: 600)) == .leaseGranted(number: 2))
             for (mirror, memory) in witness.memoriesToWrite(now: NodeMemoryTests.later + 2) {

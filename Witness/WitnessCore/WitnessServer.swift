@@ -12,6 +12,8 @@ public final class WitnessServer {
     private var listener: Listener?
     /// The newest connection of each node of each mirror name; an older one is closed.
     private var connections: [Client: Connection] = [:]
+    private var memoryFiles: NodeMemoryFiles?
+    private var memoryWriter: WorkerPool?
     /// Messages of a foreign session, refused.
     public private(set) var refusedCount = 0
 
@@ -41,15 +43,28 @@ public final class WitnessServer {
 
     /// Keeps what is remembered of nodes in files, written by `writer`.
     public func keepMemories(in files: NodeMemoryFiles, writer: WorkerPool) {
-        _ = reactor.repeating(milliseconds: Self.memoryMilliseconds) { [unowned self] in
-            for (mirror, memory) in voters.memoriesToWrite(now: reactor.now) {
-                let logger = logger
-                _ = writer.trySubmit {
-                    do throws(VoteStoreError) {
-                        try files.store(memory, of: mirror)
-                    } catch { logger.error("\(error)", metadata: ["mirror": "\(mirror)"]) }
+        memoryFiles = files
+        memoryWriter = writer
+        _ = reactor.repeating(milliseconds: Self.memoryMilliseconds) { [unowned self] in writeMemories() }
+    }
+
+    /// Hands what is remembered of nodes to the writer, which has written it when it is shut down.
+    /// - Parameter all: whatever has changed, because the process stops.
+    public func writeMemories(all: Bool = false) {
+        guard let memoryFiles, let memoryWriter else { return }
+        let handle = reactor.handle
+        let bound = ThreadBound(self)
+        for (mirror, memory) in voters.memoriesToWrite(now: reactor.now, all: all) {
+            let logger = logger
+            let isTaken = memoryWriter.trySubmit {
+                do throws(VoteStoreError) {
+                    try memoryFiles.store(memory, of: mirror)
+                } catch {
+                    logger.error("\(error)", metadata: ["mirror": "\(mirror)"])
+                    _ = handle.post { bound.value.voters.memoryWasNotWritten(of: mirror) }
                 }
             }
+            if !isTaken { voters.memoryWasNotWritten(of: mirror) }
         }
     }
 

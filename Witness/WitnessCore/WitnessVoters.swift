@@ -147,6 +147,12 @@ public final class WitnessVoters {
         return found
     }
 
+    /// What `memoriesToWrite` gave out is not on the disk: it is given out again.
+    public func memoryWasNotWritten(of mirror: MirrorID) {
+        memories[mirror] = nil
+        heard.insert(mirror)
+    }
+
     private func noteMemory(of voter: Acceptor, _ mirror: MirrorID, wasEmpty: Bool) {
         guard wasEmpty != (voter.state == nil) else { return }
         if let state = voter.state {

@@ -4,6 +4,7 @@ import Configuration
 import Foundation
 import Logging
 import Ring
+import Synchronization
 import Transport
 import WitnessCore
 
@@ -56,6 +57,7 @@ struct LockstepWitness: ParsableCommand {
         do {
             let files = NodeMemoryFiles(directory: directory)
             let writer = try WorkerPool(threads: 1, name: "memories")
+            let running = Mutex<ThreadBound<WitnessServer>?>(nil)
             let thread = try ReactorThread(name: "witness", logger: logger) { reactor in
                 let voters = try WitnessVoters(
                     store: VoteStore(directory: directory), timing: chosenTiming, startedAt: reactor.now,
@@ -66,12 +68,20 @@ struct LockstepWitness: ParsableCommand {
                 server.keepMemories(in: files, writer: writer)
                 // The reactor's handlers refer to it; this keeps it as long as they run.
                 reactor.beforeSleep { withExtendedLifetime(server) {} }
+                let bound = ThreadBound(server)
+                running.withLock { $0 = bound }
                 logger.notice(
                     "listening on \(address)",
                     metadata: ["state": "\(directory)", "mirrors": "\(voters.mirrorCount)"])
             }
             signals.wait()
             logger.notice("stopping")
+            _ = thread.call {
+                running.withLock { bound in
+                    bound?.value.writeMemories(all: true)
+                    bound = nil
+                }
+            }
             thread.handle.stop()
             thread.join()
             writer.shutdown()
