@@ -50,6 +50,9 @@ final class PeerLink {
     static let planningNanoseconds: UInt64 = 2_000_000_000
     /// A follower that has received a batch and not written it for so long has a disk that hangs.
     static let stallNanoseconds: UInt64 = 5_000_000_000
+    /// A follower that neither takes what was sent nor applies anything for so long has plain files that hang: its journal
+    /// is full of what it cannot apply. Longer, because a checkpoint that makes room may take its time.
+    static let fullNanoseconds: UInt64 = 15_000_000_000
     static let journalReadBytes = 4 << 20
     /// Batches from the journal are sent together up to so many bytes as they lie there. The follower makes sure of room
     /// for the longest batch before it takes a message: a message of several is shorter than that.
@@ -70,6 +73,8 @@ final class PeerLink {
     private var theirs: LogState?
     private var lastHeard: UInt64 = 0
     private var durableProgress: (seq: Seq, at: UInt64) = (.zero, 0)
+    /// The last time at which the follower took or applied something, or nothing was on its way to it.
+    private var movedAt: UInt64 = 0
     private var readingJournal = false
     /// Set while this node is recorded as primary and does not serve yet.
     private var leadingEpoch: Epoch?
@@ -563,6 +568,7 @@ final class PeerLink {
         stage = .streaming
         log.followerStarted(at: seq)
         durableProgress = (seq, log.reactor.now)
+        movedAt = log.reactor.now
         sayFollows()
         checkSilence()
         pump()
@@ -580,11 +586,12 @@ final class PeerLink {
         }
     }
 
-    private var peerFreeJournalBytes: UInt64 = .max
-
     private func acknowledged(_ acknowledgement: Acknowledgement) {
         guard stage == .streaming else { return refuse() }
-        peerFreeJournalBytes = acknowledgement.freeJournalBytes
+        if let before = log.core.follower {
+            let hasMoved = acknowledgement.durable > before.durable || acknowledgement.applied > before.applied
+            if hasMoved || acknowledgement.durable == before.sent { movedAt = log.reactor.now }
+        }
         if acknowledgement.durable > durableProgress.seq || acknowledgement.durable == acknowledgement.received {
             durableProgress = (acknowledgement.durable, log.reactor.now)
         }
@@ -618,6 +625,7 @@ final class PeerLink {
     /// - Parameter batches: successive ones, at least one; several only up to `messageDiskBytes` together.
     private func send(_ batches: [Batch], on connection: any DataConnection) {
         guard let last = batches.last else { return }
+        if let follower = log.core.follower, follower.durable == follower.sent { movedAt = log.reactor.now }
         connection.send(batches)
         sentBytes += UInt64(FrameHeader.byteCount + batches.reduce(0) { $0 + $1.wireLength })
         log.sent(through: last.lastSeq)
@@ -735,7 +743,8 @@ final class PeerLink {
         case .following: silent = now > lastHeard + PeerLink.silenceNanoseconds
         case .streaming:
             silent = now > lastHeard + PeerLink.silenceNanoseconds
-            stalled = now > durableProgress.at + PeerLink.stallNanoseconds
+            stalled =
+                now > durableProgress.at + PeerLink.stallNanoseconds || now > movedAt + PeerLink.fullNanoseconds
         }
         if silent || stalled {
             // Said again and again: the control side counts from the first time.

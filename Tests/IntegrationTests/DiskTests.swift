@@ -152,6 +152,32 @@ extension WholeSystem {
                 try cluster.expectWellAfterwards(client, guardian)
             }
         }
+
+        /// Its journal's disk is well, that of the plain files hangs: it takes what comes until its journal is full. From then
+        /// on it holds up the application, for a bounded time.
+        @Test func failure24HangingPlainFilesHoldUpTheApplicationForABoundedTime() throws {
+            try Harness.withDisks { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let (alpha, beta) = (cluster.alpha.room, cluster.beta.room)
+                try beta.freezeFileSystem(at: RoomDisk.files)
+                // More than a journal holds, in one file, so that the other room's disk has room.
+                let writer = try alpha.start([
+                    "sh", "-c",
+                    "for i in $(seq 60); do dd if=/dev/zero of=\(Cluster.path)/heavy bs=1M count=4 conv=fsync,notrunc status=none; done",
+                ])
+                do {
+                    try cluster.waitFor(cluster.alpha, "goes on alone", within: 90) { $0.role == "ALONE" }
+                    try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
+                    _ = try writer.waitForEnd(within: 60)
+                } catch {
+                    try? beta.thawFileSystem(at: RoomDisk.files)
+                    throw error
+                }
+                try beta.thawFileSystem(at: RoomDisk.files)
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
     }
 }
 
