@@ -48,6 +48,9 @@ public final class Applier {
     private let results = Results()
     /// Runs handed to one worker at once: few hand-overs, and still a share for each worker.
     private static let runsPerJob = 32
+    /// The same of those that may take long, on a copy that is brought up to date: there most do not (a size that is set is
+    /// mostly the size it has), and nobody waits for one of them.
+    private static let heavyRunsPerJobBehind = 8
 
     /// Results on their way to the data thread.
     private final class Results: Sendable {
@@ -152,15 +155,23 @@ public final class Applier {
             }
         }
         while jobs < jobLimit {
-            let mayBeHeavy = !heavy.isEmpty && (heavyJobs < jobLimit - 1 || jobLimit == 1)
+            let heavyLimit = max(jobLimit - 1, 1)
+            let mayBeHeavy = !heavy.isEmpty && heavyJobs < heavyLimit
             guard !light.isEmpty || mayBeHeavy else { return }
             let idle = jobLimit - jobs
             let count = min(Applier.runsPerJob, (light.count + idle - 1) / idle)
             let share = Array(light.prefix(count))
             light.removeFirst(count)
             jobs += 1
-            if mayBeHeavy { heavyJobs += 1 }
-            start(share, heavy: mayBeHeavy ? heavy.removeFirst() : nil)
+            var heavyShare: [[Work]] = []
+            if mayBeHeavy {
+                let idle = heavyLimit - heavyJobs
+                let limit = role == .behind ? Applier.heavyRunsPerJobBehind : 1
+                heavyShare = Array(heavy.prefix(min(limit, (heavy.count + idle - 1) / idle)))
+                heavy.removeFirst(heavyShare.count)
+                heavyJobs += 1
+            }
+            start(share, heavy: heavyShare)
         }
     }
 
@@ -203,7 +214,7 @@ public final class Applier {
         return batches[low]
     }
 
-    private func start(_ runs: [[Work]], heavy: [Work]?) {
+    private func start(_ runs: [[Work]], heavy: [[Work]]) {
         let tree = tree
         let role = role
         let results = results
@@ -211,14 +222,12 @@ public final class Applier {
         let me = ThreadBound(self)
         let job: @Sendable () -> Void = {
             for run in runs { Applier.apply(run, to: tree, role, results, handle, me) }
-            if let heavy {
-                // What is done must not wait for it.
-                if !runs.isEmpty { Applier.report(results, handle, me, urgent: true) { _ in } }
-                Applier.apply(heavy, to: tree, role, results, handle, me)
-            }
+            // What is done must not wait for one that takes long.
+            if !heavy.isEmpty, !runs.isEmpty { Applier.report(results, handle, me, urgent: true) { _ in } }
+            for run in heavy { Applier.apply(run, to: tree, role, results, handle, me) }
             Applier.report(results, handle, me, urgent: true) {
                 $0.jobsEnded += 1
-                if heavy != nil { $0.heavyJobsEnded += 1 }
+                if !heavy.isEmpty { $0.heavyJobsEnded += 1 }
             }
         }
         // A worker that wakes may take the processor: first leaves what others wait for.

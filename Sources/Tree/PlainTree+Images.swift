@@ -147,7 +147,7 @@ extension PlainTree {
             try applyImage(ofFile: file, attributes, target, xattrs)
         case .verify: return
         case .write, .setAttributes, .setXattr, .removeXattr, .allocate, .repair, .repairFile:
-            guard let file = record.body.touched.first, try referenceIfKnown(to: file) != nil else { return }
+            guard let file = record.body.touched.first, try objectIfKnown(file) != nil else { return }
             try unsafe applyToFile(record, payload: payload, settingTimes: settingTimes)
         case .create, .link, .remove, .rename:
             try applyNamesImaging(record)
@@ -228,11 +228,12 @@ extension PlainTree {
     private func applyImage(
         ofFile file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute]
     ) throws(TreeError) {
-        guard let reference = try referenceIfKnown(to: file) else { return }
-        let stat = try System.stat(reference.rawValue)
+        guard let known = try objectIfKnown(file) else { return }
+        defer { withExtendedLifetime(known) {} }
+        let stat = try System.stat(known.fd)
         let type = stat.mode & S_IFMT
         guard type == attributes.mode & S_IFMT else { return }
-        let isWrong = try !isSame(reference.rawValue, as: attributes, target)
+        let isWrong = try !isSame(known.fd, as: attributes, target)
         if isWrong { return try replace(file, attributes, target, xattrs, links: Int(stat.links)) }
         let object = try object(file, writable: type == S_IFREG)
         defer { withExtendedLifetime(object) {} }

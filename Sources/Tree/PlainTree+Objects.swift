@@ -87,7 +87,19 @@ extension PlainTree {
     /// (reading only, if that is refused and enough), directories for reading, everything else O_PATH.
     func object(_ file: FileID, writable: Bool) throws(TreeError) -> OpenObject {
         if let found = cache.find(file), found.isWritable || !writable { return found }
-        let reference = try reference(to: file)
+        return try open(file, reference(to: file), writable: writable)
+    }
+
+    /// As `object`; nil when the table does not know the file, or knows it wrongly. One that is open is known.
+    func objectIfKnown(_ file: FileID) throws(TreeError) -> OpenObject? {
+        if let found = cache.find(file) { return found }
+        guard let reference = try referenceIfKnown(to: file) else { return nil }
+        return try open(file, reference, writable: false)
+    }
+
+    private func open(
+        _ file: FileID, _ reference: consuming FileDescriptor, writable: Bool
+    ) throws(TreeError) -> OpenObject {
         let type = try System.stat(reference.rawValue).mode & S_IFMT
         let opened: OpenObject
         switch type {
