@@ -67,6 +67,13 @@ enum ResyncLimits {
     static let jobs = 4
     /// Data read at once, and the longest image write.
     static let readBytes = 256 << 10
+    /// Ranges read in one call. A hand-over to a worker and back costs more than 4 KiB from the disk.
+    static let rangesOfRead = 64
+    /// Files looked at in one call, and the bytes of each.
+    static let filesOfLook = 32
+    static let bytesOfLook = 64 << 10
+    /// Ranges that wait to be read: enough for every job.
+    static let differing = 4 * jobs * rangesOfRead
     /// Images read and not yet on the follower's disk. Bounds both the memory and what the application's records queue
     /// behind on the line.
     static let inFlightBytes = 4 << 20

@@ -19,6 +19,8 @@ final class FileComparison {
     /// Probes without an answer, and ranges that differ and have no image yet.
     var windows = 0
     var isBusy = false
+    /// Not everything at once (`lookAtFiles`): it was touched meanwhile, or more is owed of it.
+    var goesStepByStep = false
 
     /// - Parameter owed: what of it, if not all.
     init(_ file: FileID, isRegular: Bool, knownSince: Seq, owed: DirtyMap.Changes? = nil) {
@@ -40,12 +42,17 @@ final class ReadImage {
     var pieces: [ContentPiece]
     let since: Seq
     let ticket: UInt64
-    init(task: FileComparison, range: Range<UInt64>, pieces: [ContentPiece], since: Seq, ticket: UInt64) {
+    /// Bytes, as long as it has no place.
+    let reserved: Int
+    init(
+        task: FileComparison, range: Range<UInt64>, pieces: [ContentPiece], since: Seq, ticket: UInt64, reserved: Int
+    ) {
         self.task = task
         self.range = range
         self.pieces = pieces
         self.since = since
         self.ticket = ticket
+        self.reserved = reserved
     }
 }
 

@@ -219,7 +219,7 @@ extension ResyncSource {
     /// Hands the next changed ranges to the readers.
     func feedRanges(_ task: FileComparison) {
         guard let map = plane.keeper.debt?.owed?.map else { return }
-        while task.next < task.size, task.windows < ResyncLimits.probesOfFile {
+        while task.next < task.size, differing.count < ResyncLimits.differing {
             let range = map.range(of: task.file, from: task.next, size: task.size, limit: ResyncLimits.windowBytes)
             guard let range else {
                 task.next = task.size

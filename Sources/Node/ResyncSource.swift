@@ -100,7 +100,8 @@ final class ResyncSource: ResyncSession {
     var unacknowledged: [(seq: Seq, bytes: Int)] = []
     var unacknowledgedBytes = 0
     var jobs = 0
-    var rangesReading = 0
+    /// Of ranges being read, and read without a place in the order yet.
+    var bytesToLog = 0
     /// The applied seq at the start of every read under way.
     var readsSince: [UInt64: Seq] = [:]
     var nextRead: UInt64 = 0
@@ -244,6 +245,7 @@ final class ResyncSource: ResyncSession {
         imageDirectories()
         if directories.isEmpty, directoriesReading == 0 { progress.phase = "files" }
         startFiles()
+        lookAtFiles()
         readDifferences()
         for task in tasks { step(task) }
         tasks.removeAll { $0.stage == .done }
@@ -447,7 +449,7 @@ final class ResyncSource: ResyncSession {
     }
 
     func step(_ task: FileComparison) {
-        guard !task.isBusy, plane.log.applied >= task.knownSince, !isCancelled else { return }
+        guard !task.isBusy, plane.log.applied >= task.knownSince, !isCancelled, !waitsForLook(task) else { return }
         switch task.stage {
         case .look: look(task)
         case .size: sendSize(task)
@@ -572,31 +574,62 @@ final class ResyncSource: ResyncSession {
 
     func readDifferences() {
         while !differing.isEmpty, jobs < ResyncLimits.jobs, hasRoom,
-            unacknowledgedBytes + (rangesReading + images.count) * ResyncLimits.readBytes < ResyncLimits.inFlightBytes
+            unacknowledgedBytes + bytesToLog < ResyncLimits.inFlightBytes
         {
-            let (task, range) = differing.removeFirst()
-            let file = task.file
-            rangesReading += 1
+            let group = nextDifferences()
+            let wanted = group.map { (file: $0.task.file, range: $0.range) }
             read { tree throws(TreeError) in
-                try tree.content(of: file, in: range, limit: ResyncLimits.readBytes)
-            } then: { [self] result, since in
-                rangesReading -= 1
-                switch result {
-                case .failure(let error):
-                    task.windows -= 1
-                    if isGone(error) { gone(task) }
-                case .success(let (pieces, end)):
-                    if end < range.upperBound {
-                        differing.insert((task, end..<range.upperBound), at: 0)
-                        task.windows += 1
+                if wanted.count > 1 { for wanted in wanted { try? tree.willRead(wanted.file, wanted.range) } }
+                return wanted.map { wanted in
+                    Result { () throws(TreeError) in
+                        try tree.content(of: wanted.file, in: wanted.range, limit: ResyncLimits.readBytes)
                     }
-                    images.append(
-                        ReadImage(
-                            task: task, range: confirmable(range.lowerBound..<end, of: range), pieces: pieces,
-                            since: since, ticket: keep(since)))
-                    logImages()
                 }
+            } then: { [self] result, since in
+                guard case .success(let found) = result else { return }
+                for (part, content) in zip(group, found) where !isCancelled { took(content, of: part, since: since) }
+                logImages()
             }
+        }
+    }
+
+    /// The ranges of the next call, in their order: one long one, or several short ones.
+    private func nextDifferences() -> [(task: FileComparison, range: Range<UInt64>)] {
+        var count = 0
+        var bytes = 0
+        while count < min(differing.count, ResyncLimits.rangesOfRead) {
+            let more = bytes + reserved(differing[count].range)
+            guard count == 0 || more <= ResyncLimits.readBytes else { break }
+            bytes = more
+            count += 1
+        }
+        bytesToLog += bytes
+        defer { differing.removeFirst(count) }
+        return Array(differing.prefix(count))
+    }
+
+    /// What is read of a range at once, at most.
+    private func reserved(_ range: Range<UInt64>) -> Int { min(range.count, ResyncLimits.readBytes) }
+
+    private func took(
+        _ content: Result<(pieces: [ContentPiece], end: UInt64), TreeError>,
+        of part: (task: FileComparison, range: Range<UInt64>), since: Seq
+    ) {
+        let (task, range) = part
+        switch content {
+        case .failure(let error):
+            bytesToLog -= reserved(range)
+            task.windows -= 1
+            if isGone(error) { gone(task) }
+        case .success(let (pieces, end)):
+            if end < range.upperBound {
+                differing.insert((task, end..<range.upperBound), at: 0)
+                task.windows += 1
+            }
+            images.append(
+                ReadImage(
+                    task: task, range: confirmable(range.lowerBound..<end, of: range), pieces: pieces, since: since,
+                    ticket: keep(since), reserved: reserved(range)))
         }
     }
 
@@ -615,6 +648,7 @@ final class ResyncSource: ResyncSession {
                 image.pieces.removeFirst()
             }
             readsSince[image.ticket] = nil
+            bytesToLog -= image.reserved
             image.task.windows -= 1
             images.removeFirst()
             // What was left out comes with records: they must have arrived as well.
@@ -665,15 +699,22 @@ final class ResyncSource: ResyncSession {
             case .success(.imageFile(_, let plain, let target, let xattrs)):
                 let newest = plane.directory?.attributesInMemory(of: file)
                 guard !touches.isTouched(file, after: since, attributesOnly: newest != nil), hasRoom else { return }
-                let bytes = xattrs.reduce(128 + target.count) { $0 + $1.name.count + $1.value.count }
-                let seq = append(
-                    .imageFile(file: file, attributes: newest ?? plain, target: target, xattrs: xattrs), bytes: bytes)
-                note(.object(file), at: seq)
-                task.stage = .done
-                progress.files += 1
+                sendAttributes(task, newest ?? plain, target: target, xattrs)
             case .success: gone(task)
             }
         }
+    }
+
+    /// The last thing sent of a file.
+    func sendAttributes(
+        _ task: FileComparison, _ attributes: FileAttributes, target: [UInt8], _ xattrs: [ExtendedAttribute]
+    ) {
+        let bytes = xattrs.reduce(128 + target.count) { $0 + $1.name.count + $1.value.count }
+        let seq = append(
+            .imageFile(file: task.file, attributes: attributes, target: target, xattrs: xattrs), bytes: bytes)
+        note(.object(task.file), at: seq)
+        task.stage = .done
+        progress.files += 1
     }
 
     // MARK: - The end

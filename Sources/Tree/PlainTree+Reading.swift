@@ -173,6 +173,14 @@ extension PlainTree {
         return count
     }
 
+    /// Lets the disk begin with what is read soon, so that it has more to do than one piece at a time.
+    public func willRead(_ file: FileID, _ range: Range<UInt64>) throws(TreeError) {
+        try withDescriptor(of: file, writable: false) { (fd) throws(TreeError) in
+            // Advice: what it does not help does no harm.
+            _ = posix_fadvise(fd, off_t(clamping: range.lowerBound), off_t(range.count), POSIX_FADV_WILLNEED)
+        }
+    }
+
     /// The next data or hole of a file from `offset` on (`SEEK_DATA`, `SEEK_HOLE`).
     /// - Throws: ENXIO behind the end.
     public func seek(_ file: FileID, from offset: UInt64, toHole: Bool) throws(TreeError) -> UInt64 {

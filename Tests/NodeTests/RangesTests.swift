@@ -203,9 +203,10 @@ extension TestNode {
         pair.goAlone(pair.a, epoch: 3)
         let changed = RangesTests.change(pair.a)
         let base = pair.a.file("base")
-        for index in 0..<20 { pair.a.write(base, noise(1 << 20, UInt64(index)), at: UInt64(index) << 20) }
+        // Long against what may be on its way, which is sent twice more: from the journal, and because it is still owed.
+        for index in 0..<40 { pair.a.write(base, noise(1 << 20, UInt64(index)), at: UInt64(index) << 20) }
         pair.a.fillJournal(base)
-        let union = changed + 20 << 20
+        let union = changed + 40 << 20
         pair.connect()
         let first = try #require(pair.wire)
         let bOldLast = pair.b.call { $0.log.core.last }

@@ -53,9 +53,13 @@ import Testing
 
     // MARK: - What is sent
 
+    enum Moment: CaseIterable { case whileItIsLookedAt, behindItsSize }
+
     /// A file is cut to nothing; at its turn there is nothing of it to send but its size. Then the application writes behind
-    /// the old end of the other node's copy, before the file's attributes are sent.
-    @Test func failure15AFileThatWasEmptyAtItsTurnUncoversNothingWhenItGrows() throws {
+    /// the old end of the other node's copy: while everything of the file is read at once; or it changes the file then, so
+    /// that it goes step by step, and writes before the file's attributes are sent.
+    @Test(arguments: Moment.allCases)
+    func failure15AFileThatWasEmptyAtItsTurnUncoversNothingWhenItGrows(moment: Moment) throws {
         let pair = try ReturnTests.apart { root in
             ReturnTests.base(root)
             put("\(root)/cut", [UInt8](repeating: 0x55, count: 100))
@@ -65,11 +69,21 @@ import Testing
         a.setSize(cut, 0)
         a.fillJournal(a.file("base"))
         let isWritten = Mutex(false)
+        let isChanged = Mutex(false)
         a.call { plane in
             plane.reactor.beforeSleep { [unowned plane] in
                 guard let source = plane.resync as? ResyncSource,
-                    source.tasks.contains(where: { $0.file == cut && ($0.stage == .data || $0.stage == .attributes) }),
-                    !isWritten.withLock({ $0 }), let place = plane.log.payloadPlace()
+                    let task = source.tasks.first(where: { $0.file == cut }), !isWritten.withLock({ $0 })
+                else { return }
+                let isLookedAt = task.isBusy && source.waitsForLook(task)
+                if moment == .behindItsSize, isLookedAt, !isChanged.withLock({ $0 }) {
+                    isChanged.withLock { $0 = true }
+                    let name = Array("user.changed".utf8)
+                    _ = plane.log.append(.setXattr(file: cut, name: name, value: [1]), time: plane.log.wallClock())
+                }
+                let isBehindItsSize = task.stage == .data || task.stage == .attributes
+                guard moment == .whileItIsLookedAt ? isLookedAt : isBehindItsSize,
+                    let place = plane.log.payloadPlace()
                 else { return }
                 isWritten.withLock { $0 = true }
                 place.copyBytes(from: [1, 2, 3])
@@ -78,6 +92,7 @@ import Testing
         }
         pair.connect()
         a.wait("written in the middle") { _ in isWritten.withLock { $0 } }
+        #expect(isChanged.withLock { $0 } == (moment == .behindItsSize))
         ReturnTests.expectEqual(pair, epoch: 3, kind: "ranges")
         let wanted = [UInt8](repeating: 0, count: 200) + [1, 2, 3]
         #expect(bytes(pair.path(pair.b, "cut")) == wanted)
