@@ -70,8 +70,9 @@ extension Journal {
     /// Rounded down to the end of a batch. When `completion` runs, the space is free for new batches; until then it
     /// stays readable for catch-up as long as nothing needs it.
     ///
+    /// - Parameter isComplete: takes back `isIncomplete` with it, if the checkpoint moves: a crash leaves both or neither.
     /// - Precondition: `seq` is durable here: nothing reaches the plain files before.
-    public func checkpoint(_ seq: Seq, completion: (() -> Void)? = nil) {
+    public func checkpoint(_ seq: Seq, isComplete: Bool = false, completion: (() -> Void)? = nil) {
         precondition(seq <= durableSeq, "a checkpoint above what is durable")
         guard let boundary = boundary(atOrBelow: seq), boundary.seq > wanted.checkpointSeq else {
             completion?()
@@ -83,6 +84,7 @@ extension Journal {
             superblock.checkpointSeq = boundary.seq
             superblock.checkpointChain = boundary.chain
             superblock.checkpointEnd = layout.fileOffset(address)
+            if isComplete { superblock.isIncomplete = false }
         } completion: { [self] in
             checkpointAddress = max(checkpointAddress, address)
             completion?()

@@ -77,7 +77,9 @@ final class DataPlane {
     }
     private(set) var phase = Phase.idle
     private(set) var directory: MirroredDirectory?
-    private(set) var checkpointRunning = false
+    private(set) var checkpointRunning = false {
+        didSet { if !checkpointRunning, resync != nil { resyncAgain() } }
+    }
     var position = PositionReport()
     /// What the marker of the plain files says that fits the journal as it is; nil: nothing, the copy does not count.
     var markedPoint: TreeMarker.Point?
@@ -535,6 +537,8 @@ final class DataPlane {
 
     private func bringBack(_ kind: ResyncSource.Kind) {
         resync?.cancel()
+        // One for idleness would only take the disk from what is to be done quickly.
+        lastCheckpointWant = reactor.now
         stopAdmitting()
         comeback.restart(kind.name)
         resync = ResyncSource(plane: self, kind: kind) { [unowned self] in
@@ -546,7 +550,14 @@ final class DataPlane {
 
     private func joinResync(_ start: ResyncStart) {
         resync?.cancel()
+        lastCheckpointWant = reactor.now
         resync = ResyncFollower(plane: self, start: start) { [unowned self] in resync = nil }
+    }
+
+    /// A resynchronisation may have waited for the end of a checkpoint. In a turn of its own, behind what is done then.
+    private func resyncAgain() {
+        let bound = ThreadBound(self)
+        reactor.post { bound.value.resync?.progressed() }
     }
 
     // MARK: - Checkpoints, space, time
@@ -581,7 +592,8 @@ final class DataPlane {
         checkpoint { _ in }
     }
 
-    func checkpoint(_ done: @escaping (Bool) -> Void) {
+    /// - Parameter completes: asked at the last moment: whether a copy that did not count does with this checkpoint.
+    func checkpoint(completes: @escaping (Seq) -> Bool = { _ in false }, _ done: @escaping (Bool) -> Void) {
         guard !checkpointRunning, !holdsCheckpoints else { return done(false) }
         checkpointRunning = true
         // The low watermark before the sync: everything up to it is in the files when the sync begins.
@@ -589,7 +601,7 @@ final class DataPlane {
         let tree = tree
         let handle = reactor.handle
         let bound = ThreadBound({ [self] (failure: String?) in
-            guard let failure else { return moveCheckpoint(to: seq, done) }
+            guard let failure else { return moveCheckpoint(to: seq, completes, done) }
             checkpointRunning = false
             // Reported once by the kernel, then "ok": never asked again, never past this point.
             failed(.apply(seq, failure))
@@ -605,7 +617,9 @@ final class DataPlane {
     /// The plain files hold everything up to `seq` on their disk. What the other node lacks goes to the disk first: the
     /// journal space below the checkpoint may be used again, and then nothing else knows it. If that fails the file stays
     /// behind the checkpoint, which says that it is not to be believed.
-    private func moveCheckpoint(to seq: Seq, _ done: @escaping (Bool) -> Void) {
+    private func moveCheckpoint(
+        to seq: Seq, _ completes: @escaping (Seq) -> Bool, _ done: @escaping (Bool) -> Void
+    ) {
         let found = log.imageParts.checkpoint(atOrBelow: seq) { journal.boundary(atOrBelow: $0)?.seq }
         guard let found, let chain = journal.chain(at: found) else {
             checkpointRunning = false
@@ -618,7 +632,7 @@ final class DataPlane {
                     checkpointRunning = false
                     return done(false)
                 }
-                journal.checkpoint(found) { [self] in
+                journal.checkpoint(found, isComplete: completes(found)) { [self] in
                     checkpointRunning = false
                     done(true)
                 }

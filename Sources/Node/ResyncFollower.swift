@@ -91,17 +91,23 @@ final class ResyncFollower: ResyncSession {
         // Both nodes have it, and the other one serves with it: it is committed.
         log.noteCommitted(start.through)
         guard log.applied >= start.through, !plane.checkpointRunning else { return }
+        // After a start or a while of quiet that is so already.
+        guard plane.journal.checkpointSeq < start.through else { return caughtUp() }
         isCheckpointing = true
         plane.checkpoint { [weak self] isDone in
             guard let self else { return }
             isCheckpointing = false
             // Tried again with the next tick; a failed sync has ended this node's part already.
             guard isDone, !isCancelled else { return }
-            phase = .waiting
-            plane.holdsCheckpoints = true
-            plane.log.dropQueued(above: start.through)
-            begin()
+            caughtUp()
         }
+    }
+
+    private func caughtUp() {
+        phase = .waiting
+        plane.holdsCheckpoints = true
+        plane.log.dropQueued(above: start.through)
+        begin()
     }
 
     private func resume() {
@@ -224,21 +230,29 @@ final class ResyncFollower: ResyncSession {
         // A replay after a crash begins behind the last image.
         guard plane.journal.checkpointSeq >= endSeq else {
             isCheckpointing = true
-            plane.checkpoint { [weak self] isDone in
-                self?.isCheckpointing = false
-                if isDone { self?.progressed() }
+            plane.checkpoint { [weak self] checkpoint in
+                self.map { !$0.isCancelled && checkpoint >= endSeq } ?? false
+            } _: { [weak self] isDone in
+                guard let self else { return }
+                isCheckpointing = false
+                guard isDone else { return }
+                if plane.journal.superblock.isIncomplete { progressed() } else { completed() }
             }
             return
         }
         phase = .ended
-        plane.journal.setIncomplete(false) { [self] in
-            // A later one has begun meanwhile: its mark counts.
-            if isCancelled, plane.resync is ResyncFollower { return }
-            plane.link.setIncomplete(false)
-            plane.logger.notice("the files here are equal to the other node's")
-            guard !isCancelled else { return }
-            plane.link.connection?.send(.resyncDone(number: start.number))
-            done()
-        }
+        plane.journal.setIncomplete(false) { [self] in completed() }
+    }
+
+    /// The disk says so.
+    private func completed() {
+        phase = .ended
+        // A later one has begun meanwhile: its mark counts.
+        if isCancelled, plane.resync is ResyncFollower { return }
+        plane.link.setIncomplete(false)
+        plane.logger.notice("the files here are equal to the other node's")
+        guard !isCancelled else { return }
+        plane.link.connection?.send(.resyncDone(number: start.number))
+        done()
     }
 }

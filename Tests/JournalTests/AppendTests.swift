@@ -118,6 +118,28 @@ import Testing
         #expect(again.lastSeq == journal.lastSeq && again.lastEpoch == Epoch(rawValue: 2))
     }
 
+    /// One write of the superblock: a crash leaves a copy that does not count behind its old checkpoint, or one that does.
+    @Test func aCheckpointTakesBackTheMarkOfAnIncompleteCopyWithIt() throws {
+        let storage = FakeStorage(freshDisk())
+        let journal = try openJournal(storage)
+        var maker = BatchMaker()
+        journal.setIncomplete(true) {}
+        storage.settle()
+        try journal.append(maker.make())
+        storage.settle()
+        journal.checkpoint(journal.durableSeq)
+        storage.settle()
+        #expect(journal.superblock.isIncomplete, "not by itself")
+        try journal.append(maker.make())
+        storage.settle()
+        let generation = journal.superblock.generation
+        journal.checkpoint(journal.durableSeq, isComplete: true)
+        storage.settle()
+        #expect(journal.superblock.generation == generation + 1)
+        #expect(journal.checkpointSeq == journal.lastSeq)
+        #expect(try !openJournal(FakeStorage(storage.disk)).superblock.isIncomplete)
+    }
+
     @Test func neverMoreInFlightThanTheLimit() throws {
         let storage = FakeStorage(freshDisk())
         let journal = try openJournal(storage)
