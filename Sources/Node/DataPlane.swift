@@ -491,9 +491,16 @@ final class DataPlane {
         }
     }
 
-    /// What was on the other node's disk, for certain: what is committed satisfies every rule in force.
+    /// What was on the other node's disk, for certain: what is committed satisfies every rule in force. Not while the other
+    /// node is only about to be added: what was committed before that is on this disk alone.
     private var peerHeld: Seq {
-        policy.contains { $0.inSync.contains(node.peer) } ? log.committed : peerHeldAlone
+        let rules = policy.map { $0.inSync.contains(node.peer) }
+        let isOn =
+            switch phase {
+            case .idle, .closing: !rules.isEmpty && !rules.contains(false)
+            default: inSyncNow.contains(node.peer) && rules.contains(true)
+            }
+        return isOn ? log.committed : peerHeldAlone
     }
 
     private func admit() {
