@@ -191,11 +191,14 @@ public final class Applier {
         for (index, seq) in run.seqs.enumerated() {
             let batch = batch(of: seq)
             var settingTimes = true
-            // The next record of the run writes the same file and sets its own time.
+            // The next record of the run writes the same file and sets its own time. An image does not, where it comes from:
+            // it is not applied there.
             if index + 1 < run.seqs.count {
                 let next = run.seqs[index + 1]
                 let nextBatch = self.batch(of: next)
-                settingTimes = nextBatch.records[next - nextBatch.firstSeq].body.kind != .write
+                let record = nextBatch.records[next - nextBatch.firstSeq]
+                let isImage = batch.records[seq - batch.firstSeq].isImage
+                settingTimes = record.body.kind != .write || record.isImage != isImage
             }
             let again: Again = seq < aheadThrough ? .yes : seq == aheadThrough ? .last : .no
             work.append(Work(batch: batch, seq: seq, settingTimes: settingTimes, again: again))

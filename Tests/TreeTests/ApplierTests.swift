@@ -122,14 +122,16 @@ private func seq(_ number: Int) -> Seq { Seq(rawValue: UInt64(number)) }
     }
     private final class Held: @unchecked Sendable { var applier: Applier? }
 
-    private func run(_ scratch: Scratch, _ all: [Batch], until isDone: (Told) -> Bool) throws -> Told {
+    private func run(
+        _ scratch: Scratch, _ all: [Batch], role: ApplyRole = .secondary, until isDone: (Told) -> Bool
+    ) throws -> Told {
         let tree = try openTree(scratch)
         let told = Told()
         let held = Held()
         let pool = try WorkerPool(threads: 3, name: "apply")
         let thread = try ReactorThread(name: "data", engine: .libaio, logger: quiet) { reactor in
             let applier = Applier(
-                tree: tree, role: .secondary, reactor: reactor, pool: pool, jobLimit: 3, applied: .zero, logger: quiet)
+                tree: tree, role: role, reactor: reactor, pool: pool, jobLimit: 3, applied: .zero, logger: quiet)
             applier.onWatermark = { seq in told.state.withLock { $0.watermark = seq } }
             applier.onFailure = { seq, _ in told.state.withLock { $0.failed = seq } }
             held.applier = applier
@@ -159,6 +161,38 @@ private func seq(_ number: Int) -> Seq { Seq(rawValue: UInt64(number)) }
         }
         #expect(told.state.withLock { $0.failed } == nil)
         try expectSame(openTree(scratch), generator.model)
+    }
+
+    /// The node that serves logs images of the file that is being written, and does not apply them: the write before is
+    /// the last one that sets the time.
+    @Test(arguments: [ApplyRole.primary, .behind])
+    func aWriteThatAnImageFollowsSetsItsTime(role: ApplyRole) throws {
+        let scratch = Scratch()
+        let file = id(1)
+        func write(_ time: Int64, isImage: Bool) -> Generator.Drawn {
+            Generator.Drawn(
+                record: Record(
+                    time: time, body: .write(file: file, offset: 0),
+                    payload: .inline(offset: 0, length: 1, checksum: 0), isImage: isImage),
+                payload: [1])
+        }
+        let made = Record(
+            time: 1000,
+            body: .create(
+                file: file, parent: .root, name: Array("f".utf8),
+                attributes: FileAttributes(mode: S_IFREG | 0o644, uid: 0, gid: 0), target: [], xattrs: []))
+        let drawn =
+            [Generator.Drawn(record: made, payload: [])]
+            + [write(2000, isImage: false), write(3000, isImage: true), write(4000, isImage: true)]
+        _ = try run(scratch, batches(of: Array(drawn[..<1]), size: 1), role: role) { told in
+            told.state.withLock { $0.watermark == seq(1) }
+        }
+        let told = try run(scratch, batches(of: drawn, size: 4), role: role) { told in
+            told.state.withLock { $0.watermark == seq(4) }
+        }
+        #expect(told.state.withLock { $0.failed } == nil)
+        let time = try openTree(scratch).status(of: file).attributes.mtime
+        #expect(time == (role == .behind ? 4000 : 2000))
     }
 
     @Test func failure23ARecordThatCannotBeAppliedStopsItsFilesAndTheWatermark() throws {
