@@ -75,6 +75,7 @@ final class PeerLink {
     private var durableProgress: (seq: Seq, at: UInt64) = (.zero, 0)
     /// The last time at which the follower took or applied something, or nothing was on its way to it.
     private var movedAt: UInt64 = 0
+    private var queuedBefore = 0
     private var readingJournal = false
     /// Set while this node is recorded as primary and does not serve yet.
     private var leadingEpoch: Epoch?
@@ -718,6 +719,10 @@ final class PeerLink {
     func tick() {
         acknowledge(heartbeat: true)
         sendCommit(heartbeat: true)
+        // A slow line is no disk that hangs.
+        let queued = connection?.queuedBytes ?? 0
+        if queued < queuedBefore { movedAt = log.reactor.now }
+        queuedBefore = queued
         checkSilence()
         pump()
     }

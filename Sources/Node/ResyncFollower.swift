@@ -232,11 +232,12 @@ final class ResyncFollower: ResyncSession {
             isCheckpointing = true
             plane.checkpoint { [weak self] checkpoint in
                 self.map { !$0.isCancelled && checkpoint >= endSeq } ?? false
-            } _: { [weak self] isDone in
-                guard let self else { return }
+            } _: { [self] isDone in
+                // Also when the session is over: what the disk says now, the link must know.
                 isCheckpointing = false
                 guard isDone else { return }
-                if plane.journal.superblock.isIncomplete { progressed() } else { completed() }
+                guard plane.journal.superblock.isIncomplete else { return completed() }
+                if !isCancelled { progressed() }
             }
             return
         }

@@ -202,11 +202,10 @@ public struct Member: Sendable {
         case .log(let last, let committed):
             position = last
             self.committed = committed
-        case .peerWasPutBack: peerWasPutBack = true
+        case .peerWasPutBack(let isSo): peerWasPutBack = isSo
         case .peerSilent(let silence):
             if peerSilentSince == nil { peerSilentSince = now }
             peerSilence = silence
-            peerWasPutBack = false
             peerFollowing = nil
             isPeerCaughtUp = false
         case .peerBack:

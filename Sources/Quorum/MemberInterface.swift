@@ -55,8 +55,8 @@ public enum MemberEvent: Sendable {
     /// that the other one received.
     case merged
     /// The logs were exchanged, and the other node's disk lacks records that were on it: it was put back to an older state.
-    /// What this node may lack will not come from there. Ends with `peerSilent`.
-    case peerWasPutBack
+    /// What this node may lack will not come from there. Until it is withdrawn, with the session.
+    case peerWasPutBack(Bool)
     /// The data link to the other node cannot be used.
     case peerSilent(PeerSilence)
     /// The data link to the other node can be used again (also the first time).

@@ -19,9 +19,15 @@ extension WholeSystem {
                 try alpha.succeed(["sh", "-c", "echo confirmed > \(file) && sync \(file)"])
 
                 // Alpha hears nobody: what is written now gets into its journal and nowhere else.
+                // It stands still as soon as it has no lease: whoever writes runs already and waits for the word.
+                let word = "/tmp/cut-\(mark)"
+                let wait = "until [ -e \(word) ]; do sleep 0.01; done"
+                let append = try alpha.start(["sh", "-c", "\(wait); echo text-\(mark) >> \(file)"], as: "append")
+                let create = try alpha.start(["sh", "-c", "\(wait); : > \(Cluster.path)/name-\(mark)"], as: "create")
+                usleep(500_000)
                 try cluster.building.cut(alpha)
-                let append = try alpha.start(["sh", "-c", "echo text-\(mark) >> \(file)"], as: "append")
-                let create = try alpha.start(["sh", "-c", ": > \(Cluster.path)/name-\(mark)"], as: "create")
+                try Data().write(to: URL(fileURLWithPath: alpha.hostPath(word)))
+                defer { try? FileManager.default.removeItem(atPath: word) }
                 try waitUntil("both changes are in alpha's journal", within: 20) {
                     try cluster.journal(of: cluster.alpha, contains: "text-\(mark)")
                         && cluster.journal(of: cluster.alpha, contains: "name-\(mark)")

@@ -87,6 +87,7 @@ struct DataModel {
     var offered: (Epoch, [ModelRecord], Int?)?
     /// The longer log of two that were compared, while it is being taken over.
     var inherits: [ModelRecord]?
+    var peerWasPutBack = false
     var policy = AckPolicy(possible: [], flushFirst: false)
     var policyToken: UInt64?
     var policyFlush = 0
@@ -139,6 +140,7 @@ struct DataModel {
             withdrawCaughtUp(&out)
         case .prepareToServe(let decision, let inheritance):
             self.inheritance = inheritance
+            forgetSession(&out)
             role = .opening
             epoch = decision.epoch
             self.decision = decision
@@ -177,6 +179,7 @@ struct DataModel {
             guard role != .following || followed != decision?.epoch else { break }  // the same life: nothing to cut
             followed = decision?.epoch
             role = .following
+            forgetSession(&out)
             inherits = nil
             if let offered, offered.0 == followed { followNow(offered.0, offered.1, loss: offered.2, out: &out) }
         default: break
@@ -188,6 +191,11 @@ struct DataModel {
     /// by force that is recorded and has not led to one.
     private var lossToTell: Int? {
         vote.isForced || leads && inheritance != .complete && role != .primary ? log.count : loss
+    }
+
+    private mutating func forgetSession(_ out: inout [DataOutput]) {
+        if peerWasPutBack { out.append(.event(.peerWasPutBack(false))) }
+        peerWasPutBack = false
     }
 
     private mutating func forgetPeer() {
@@ -215,6 +223,7 @@ struct DataModel {
 
     mutating func linkChanged(up: Bool, out: inout [DataOutput]) {
         linkUp = up
+        forgetSession(&out)
         offered = nil
         inherits = nil
         forgetPeer()
@@ -267,7 +276,10 @@ struct DataModel {
         let (mine, others) = (state(of: log, vote), state(of: theirs, other))
         switch SyncPlan.make(me: node, mine: mine, theirs: others) {
         case .source: out.append(.event(.merged))
-        case .compare(.putBack): if role != .opening { out.append(.event(.peerWasPutBack)) }
+        case .compare(.putBack):
+            guard role != .opening else { break }
+            peerWasPutBack = true
+            out.append(.event(.peerWasPutBack(true)))
         case .compare, .ranges, .refuse: break
         case .follow:
             guard case .source = SyncPlan.make(me: node.peer, mine: others, theirs: mine) else { return }
@@ -282,6 +294,8 @@ struct DataModel {
 
     /// Takes over some more of the other log.
     mutating func inherit(all: Bool = false, out: inout [DataOutput]) {
+        // On such a link nothing is acknowledged: it counts as silent, and that is said again and again.
+        if peerWasPutBack { out.append(.event(.peerSilent(.linkLost))) }
         guard let theirs = inherits else { return }
         log = Array(theirs.prefix(all ? theirs.count : log.count + DataModel.inheritedAtOnce))
         guard log.count == theirs.count else { return }
