@@ -96,8 +96,6 @@ final class DataPlane {
     private var isAdmitting = false
     /// When the other node was last in sync in this life, what its disk held then.
     private var peerHeldAlone = Seq.zero
-    /// As the control side was told.
-    private var peerWasPutBack = false
     private var reportedCaughtUp = false
     private(set) var draining = false
     private var drainDeadline: UInt64 = 0
@@ -144,10 +142,7 @@ final class DataPlane {
             reportPosition()
             report(.member(.merged))
         }
-        link.onPeerWasPutBack = { [unowned self] in
-            peerWasPutBack = true
-            report(.member(.peerWasPutBack(true)))
-        }
+        link.onPeerWasPutBack = { [unowned self] in report(.member(.peerWasPutBack(true))) }
         link.onFollows = { [unowned self] epoch in report(.member(.peerFollows(epoch))) }
         link.onSilent = { [unowned self] failed in
             stopAdmitting()
@@ -167,10 +162,7 @@ final class DataPlane {
         link.onResyncMessage = { [unowned self] message in resync?.received(message) }
         verification.connect()
         link.onSessionEnd = { [unowned self] in
-            if peerWasPutBack {
-                peerWasPutBack = false
-                report(.member(.peerWasPutBack(false)))
-            }
+            report(.member(.peerWasPutBack(false)))
             verification.interrupted()
             resync?.cancel()
             resync = nil

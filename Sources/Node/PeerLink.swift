@@ -72,7 +72,8 @@ final class PeerLink {
     private(set) var connection: (any DataConnection)?
     private var theirs: LogState?
     private var lastHeard: UInt64 = 0
-    private var durableProgress: (seq: Seq, at: UInt64) = (.zero, 0)
+    /// The last time at which the follower wrote something, or had written all that it had received.
+    private var wroteAt: UInt64 = 0
     /// The last time at which the follower took or applied something, or nothing was on its way to it.
     private var movedAt: UInt64 = 0
     private var queuedBefore = 0
@@ -568,8 +569,8 @@ final class PeerLink {
     func startStreaming(from seq: Seq) {
         stage = .streaming
         log.followerStarted(at: seq)
-        durableProgress = (seq, log.reactor.now)
-        movedAt = log.reactor.now
+        wroteAt = log.reactor.now
+        movedAt = wroteAt
         sayFollows()
         checkSilence()
         pump()
@@ -590,11 +591,10 @@ final class PeerLink {
     private func acknowledged(_ acknowledgement: Acknowledgement) {
         guard stage == .streaming else { return refuse() }
         if let before = log.core.follower {
-            let hasMoved = acknowledgement.durable > before.durable || acknowledgement.applied > before.applied
+            let hasWritten = acknowledgement.durable > before.durable
+            let hasMoved = hasWritten || acknowledgement.applied > before.applied
+            if hasWritten || acknowledgement.durable == acknowledgement.received { wroteAt = log.reactor.now }
             if hasMoved || acknowledgement.durable == before.sent { movedAt = log.reactor.now }
-        }
-        if acknowledgement.durable > durableProgress.seq || acknowledgement.durable == acknowledgement.received {
-            durableProgress = (acknowledgement.durable, log.reactor.now)
         }
         do {
             try log.acknowledged(acknowledgement)
@@ -749,7 +749,7 @@ final class PeerLink {
         case .streaming:
             silent = now > lastHeard + PeerLink.silenceNanoseconds
             stalled =
-                now > durableProgress.at + PeerLink.stallNanoseconds || now > movedAt + PeerLink.fullNanoseconds
+                now > wroteAt + PeerLink.stallNanoseconds || now > movedAt + PeerLink.fullNanoseconds
         }
         if silent || stalled {
             // Said again and again: the control side counts from the first time.

@@ -125,7 +125,7 @@ extension Member {
             return "node \(peer) serves, and is heard here: nothing has to be forced. `lockstep swap` there moves the "
                 + "service, once this node is in sync"
         }
-        let latest = known.map { $0.sequence > state.accepted.sequence ? $0 : state.accepted } ?? state.accepted
+        let latest = newest(of: state)
         if !foundBehind, !wasPutBack, latest.inSync.contains(node),
             isMerged || log.logComplete || latest.inSync.isOnly(node)
         {

@@ -88,9 +88,7 @@ extension Member {
             if known?.inSync.contains(node) == true, isMerged { return (.secondary, .none) }
             return (.wait, .catchingUp)
         }
-        // This voter may not have been asked to accept what the other two chose.
-        let newest = known.map { $0.sequence > state.accepted.sequence ? $0 : state.accepted } ?? state.accepted
-        if foundBehind || !newest.inSync.contains(node) { return (.wait, .behind(node.peer)) }
+        if foundBehind || !newest(of: state).inSync.contains(node) { return (.wait, .behind(node.peer)) }
         if wasPutBack { return (.wait, .putBack(needs: node.peer, remembered: remembered, last: position)) }
         if !isUsable { return (.wait, .copyUnusable(needs: node.peer)) }
         if state.accepted.inSync == .both, !isMerged, !log.logComplete, !isLoneWaitOver {

@@ -105,6 +105,7 @@ public struct Member: Sendable {
     var remembered = LogMark.zero
     /// The same when it was first more than what was there; from then on this node waits for the other one.
     var putBackSaid = LogMark.zero
+    /// The other node's disk lacks what was on it: nothing that this one lacks will come from there.
     var peerWasPutBack = false
     var peerSilentSince: BootNanoseconds? = 0
     var peerSilence = PeerSilence.linkLost
@@ -142,6 +143,12 @@ public struct Member: Sendable {
     var others: [Voter] { [peer, .witness] }
     /// The acceptor's memory; nil when empty.
     public var state: AcceptorState? { acceptor?.state }
+
+    /// The newest decision here: this node's voter may not have been asked to accept what the other two chose.
+    func newest(of state: AcceptorState) -> Decision {
+        guard let known, known.sequence > state.accepted.sequence else { return state.accepted }
+        return known
+    }
 
     /// Takes one event and appends what is to be done, in order.
     public mutating func step(_ event: MemberEvent, now: BootNanoseconds, effects: inout [MemberEffect]) {

@@ -242,7 +242,6 @@ func isPromise(_ answers: [QuorumMessage.Body]) -> Bool {
         #expect(told(9) == mark(9, 20))
     }
 
-    /// Each way in which a node can know less of itself than this voter has heard.
     /// A witness restored from a backup in which only its own starts are fewer: the nodes would drop all that it says.
     @Test func failure19AWitnessIsToldThatALaterProcessOfItWasHeard() {
         var bench = Bench(genesis)
@@ -260,6 +259,7 @@ func isPromise(_ answers: [QuorumMessage.Body]) -> Bool {
         #expect(node.acceptor.state != nil)
     }
 
+    /// Each way in which a node can know less of itself than this voter has heard.
     @Test func failure18ANodeIsToldWhatWasHeardOfIt() {
         var bench = Bench(genesis)
         bench.session = 3

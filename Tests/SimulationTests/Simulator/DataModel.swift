@@ -283,9 +283,7 @@ struct DataModel {
         case .compare, .ranges, .refuse: break
         case .follow:
             guard case .source = SyncPlan.make(me: node.peer, mine: others, theirs: mine) else { return }
-            var common = 0
-            while common < min(log.count, theirs.count), log[common] == theirs[common] { common += 1 }
-            replaceLog(Array(theirs.prefix(common)), loss: loss, out: &out)
+            replaceLog(Array(theirs.prefix(commonCount(theirs))), loss: loss, out: &out)
             inherits = theirs
             inherit(all: role == .opening, out: &out)
             if role == .opening { out.append(.send(.follow(epoch, log: log, loss: lossToTell))) }
@@ -335,9 +333,11 @@ struct DataModel {
         out.append(.send(.ack(epoch, received: log.count, durable: durable)))
     }
 
+    /// So many records both logs begin with.
+    private func commonCount(_ theirs: [ModelRecord]) -> Int { zip(log, theirs).prefix { $0 == $1 }.count }
+
     private mutating func replaceLog(_ theirs: [ModelRecord], loss: Int?, out: inout [DataOutput]) {
-        var common = 0
-        while common < min(log.count, theirs.count), log[common] == theirs[common] { common += 1 }
+        let common = commonCount(theirs)
         let seq = { (count: Int) in Seq(rawValue: UInt64(count)) }
         let mustBeSaved = DivergedTail.mustBeSaved(
             common: seq(common), last: seq(log.count), committed: .zero, acknowledged: .zero, lossAt: loss.map(seq))
