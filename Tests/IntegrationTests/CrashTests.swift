@@ -16,18 +16,17 @@ extension WholeSystem {
                 let alpha = cluster.alpha.room
                 let mark = String(UInt64.random(in: 0...UInt64.max), radix: 36)
                 let file = Cluster.path + "/shared-\(mark)"
-                try alpha.succeed(["sh", "-c", "echo confirmed > \(file) && sync \(file)"])
+                // In a directory of its own: one change of a directory's names waits for the one before, and the ledger's
+                // own is under way when the link is cut.
+                let name = "apart-\(mark)/name-\(mark)"
+                try alpha.succeed([
+                    "sh", "-c", "mkdir \(Cluster.path)/apart-\(mark) && echo confirmed > \(file) && sync \(file)",
+                ])
 
                 // Alpha hears nobody: what is written now gets into its journal and nowhere else.
-                // It stands still as soon as it has no lease: whoever writes runs already and waits for the word.
-                let word = "/tmp/cut-\(mark)"
-                let wait = "until [ -e \(word) ]; do sleep 0.01; done"
-                let append = try alpha.start(["sh", "-c", "\(wait); echo text-\(mark) >> \(file)"], as: "append")
-                let create = try alpha.start(["sh", "-c", "\(wait); : > \(Cluster.path)/name-\(mark)"], as: "create")
-                usleep(500_000)
                 try cluster.building.cut(alpha)
-                try Data().write(to: URL(fileURLWithPath: alpha.hostPath(word)))
-                defer { try? FileManager.default.removeItem(atPath: word) }
+                let append = try alpha.start(["sh", "-c", "echo text-\(mark) >> \(file)"], as: "append")
+                let create = try alpha.start(["sh", "-c", ": > \(Cluster.path)/\(name)"], as: "create")
                 try waitUntil("both changes are in alpha's journal", within: 20) {
                     try cluster.journal(of: cluster.alpha, contains: "text-\(mark)")
                         && cluster.journal(of: cluster.alpha, contains: "name-\(mark)")
@@ -46,7 +45,7 @@ extension WholeSystem {
                     let backing = node.room.hostPath(Cluster.backing)
                     let text = FileManager.default.contents(atPath: "\(backing)/shared-\(mark)") ?? Data()
                     try #require(String(decoding: text, as: UTF8.self) == "confirmed\n")
-                    try #require(!FileManager.default.fileExists(atPath: "\(backing)/name-\(mark)"))
+                    try #require(!FileManager.default.fileExists(atPath: "\(backing)/\(name)"))
                 }
             }
         }
