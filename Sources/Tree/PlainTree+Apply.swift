@@ -233,6 +233,17 @@ extension PlainTree {
         let name = PlainTree.encodeTag(file)
         // A leftover of a try that a crash or an error interrupted.
         try removeFromStaging(name)
+        let object = try make(file, attributes, target, xattrs, inStaging: name)
+        defer { withExtendedLifetime(object) {} }
+        try table.insert(file, try handle(of: object.fd))
+        cache.insert(file, object)
+    }
+
+    /// As `build`, under any name in staging, which must be free; the table does not get to know it.
+    func make(
+        _ file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute],
+        inStaging name: FileName
+    ) throws(TreeError) -> OpenObject {
         let type = attributes.mode & S_IFMT
         let directory = staging.rawValue
         var opened: Int32 = -1
@@ -251,9 +262,7 @@ extension PlainTree {
             opened = try System.open(directory, name, flags).release()
         }
         let object = OpenObject(owning: opened, type: type, isWritable: type == S_IFREG)
-        defer { withExtendedLifetime(object) {} }
         try System.setXattr(object.fd, PlainTree.fileIDXattr, PlainTree.encodeTag(file))
-        try table.insert(file, try handle(of: object.fd))
         if type == S_IFREG, attributes.size > 0 {
             try System.check(clinux_ftruncate(object.fd, attributes.size), "set the size of", "file \(file)")
         }
@@ -265,7 +274,7 @@ extension PlainTree {
             try System.setXattr(object.fd, xattr.name, xattr.value)
         }
         try System.setTimes(object.fd, atime: attributes.atime, mtime: attributes.mtime)
-        cache.insert(file, object)
+        return object
     }
 
     private func link(_ file: FileID, _ parent: FileID, _ name: FileName, _ time: Int64) throws(TreeError) {

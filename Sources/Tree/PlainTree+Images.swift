@@ -144,7 +144,7 @@ extension PlainTree {
             try applyImage(
                 ofDirectory: directory, attributes, xattrs, isFirst: part == 0, isLast: isLast, entries, record.time)
         case .imageFile(let file, let attributes, let target, let xattrs):
-            try applyImage(ofFile: file, attributes, target, xattrs)
+            try applyImage(ofFile: file, attributes, target, xattrs) { () throws(TreeError) in }
         case .verify: return
         case .write, .setAttributes, .setXattr, .removeXattr, .allocate, .repair, .repairFile:
             guard let file = record.body.touched.first, try objectIfKnown(file) != nil else { return }
@@ -225,16 +225,24 @@ extension PlainTree {
         try forget(file)
     }
 
-    private func applyImage(
-        ofFile file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute]
+    /// - Parameter step: as in `replace`.
+    func applyImage(
+        ofFile file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute],
+        _ step: ReplayStep
     ) throws(TreeError) {
-        guard let known = try objectIfKnown(file) else { return }
+        let known = try objectIfKnown(file)
         defer { withExtendedLifetime(known) {} }
+        if PlainTree.isReplaceable(attributes.mode & S_IFMT) {
+            var isTorn = isBeingReplaced(file)
+            if !isTorn, known == nil { isTorn = try isLost(file) }
+            if isTorn { return try replaceEverywhere(file, attributes, target, xattrs, step) }
+        }
+        guard let known else { return }
         let stat = try System.stat(known.fd)
         let type = stat.mode & S_IFMT
         guard type == attributes.mode & S_IFMT else { return }
         let isWrong = try !isSame(known.fd, as: attributes, target)
-        if isWrong { return try replace(file, attributes, target, xattrs, links: Int(stat.links)) }
+        if isWrong { return try replace(file, attributes, target, xattrs, links: Int(stat.links), step) }
         let object = try object(file, writable: type == S_IFREG)
         defer { withExtendedLifetime(object) {} }
         if type == S_IFREG, stat.size != attributes.size {

@@ -91,9 +91,8 @@ extension PlainTree {
         }
         var result = ReplayResult(records: plan.records, sawImages: plan.hasImages)
         try locate(plan)
-        try giveBackTimes(step)
-        try makeMissing(plan, isLenient: isLenient, ahead, &result, step)
         try replaceWrong(plan, step)
+        try makeMissing(plan, isLenient: isLenient, ahead, &result, step)
         let evicted = try evictWrong(plan, step)
         result.evicted = evicted.count
         try placeAll(plan, step)
@@ -107,6 +106,8 @@ extension PlainTree {
             // ahead may just have been taking it somewhere.
             if endsInImages, file.map({ !(plan.objects[$0]?.isRemoved ?? false) }) ?? true { continue }
             if let file, ahead.placed.contains(file) { continue }
+            // Its image comes again, and must find that not all names have the new one.
+            if isBehind, PlainTree.replacedFile(name) != nil { continue }
             try step()
             try removeFromStaging(name)
         }
@@ -130,7 +131,8 @@ extension PlainTree {
     private func locate(_ plan: ReplayPlan) throws(TreeError) {
         var done: Set<FileID> = []
         var waiting: [FileID] = []
-        for name in try stagingNames() {
+        // What a replacement has left there is not (yet) what its names lead to.
+        for name in try stagingNames() where PlainTree.replacedFile(name) == nil {
             if let file = try enter(name, of: staging.rawValue) { waiting.append(file) }
         }
         for directory in plan.names.keys {
@@ -225,20 +227,28 @@ extension PlainTree {
     }
 
     /// Replaces links and devices that are not what their images say, wherever they stand: the images of their directories
-    /// may lie before the checkpoint. One in staging may be what a replacement, broken off, left there: then nobody knows
-    /// which names still have the old one.
+    /// may lie before the checkpoint. After a replacement that was broken off nobody knows which names have the old one.
+    /// Before the missing ones are made, which are right and have no names yet.
     private func replaceWrong(_ plan: ReplayPlan, _ step: @escaping ReplayStep) throws(TreeError) {
         var wrong: [(file: FileID, attributes: FileAttributes, target: [UInt8])] = []
         for file in plan.objects.keys.sorted() {
             guard let object = plan.objects[file], object.hasImage, let birth = object.birth,
-                PlainTree.isReplaceable(birth.type), let reference = try referenceIfKnown(to: file)
+                PlainTree.isReplaceable(birth.type)
             else { continue }
             let target = birth.target ?? []
             var attributes = object.attributes
             attributes.mode = birth.type | attributes.mode & 0o7777
             attributes.rdev = birth.rdev
-            let isStaged = try occupant(of: PlainTree.encodeTag(file), in: staging.rawValue) == file
-            if !isStaged, try isSame(reference.rawValue, as: attributes, target) { continue }
+            if !isBeingReplaced(file) {
+                if let reference = try referenceIfKnown(to: file) {
+                    // One of another type is not the mirror's, and not replaced but left to nobody.
+                    guard try System.stat(reference.rawValue).mode & S_IFMT == birth.type,
+                        try !isSame(reference.rawValue, as: attributes, target)
+                    else { continue }
+                } else if try !isLost(file) {
+                    continue
+                }
+            }
             wrong.append((file, attributes, target))
         }
         guard !wrong.isEmpty else { return }
@@ -247,7 +257,7 @@ extension PlainTree {
         for (file, attributes, target) in wrong {
             try step()
             // All its names are found with the first of them.
-            try replace(file, attributes, target, [], links: 0)
+            try replace(file, attributes, target, [], links: 0, step)
         }
     }
 

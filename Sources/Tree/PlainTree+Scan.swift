@@ -101,10 +101,13 @@ extension PlainTree {
                         remedy: "Another file system is mounted there. A mirror's plain files are on one file system: "
                             + "make it a mirror of its own")
                 }
-                guard let file = try visit(object.rawValue, try tag(of: object.rawValue)) else { continue }
+                let tag = try tag(of: object.rawValue)
+                // Of an object that is being replaced: it is at a name too, or the old one is.
+                if directory == .none, tag != nil, PlainTree.replacedFile(raw.name) != nil { continue }
+                guard let file = try visit(object.rawValue, tag) else { continue }
                 let handle = try handle(of: object.rawValue)
                 if let known = try table.find(file) {
-                    if known == handle { continue }
+                    if known == handle || isBeingReplaced(file) { continue }
                     throw duplicate(file, known, object.rawValue)
                 }
                 try table.insert(file, handle)

@@ -9,6 +9,7 @@ extension PlainTree {
     /// Removes an object of staging with everything in it; one that is not there is no error.
     func removeFromStaging(_ name: FileName) throws(TreeError) {
         try removeTree(name, in: staging.rawValue, depth: 0)
+        if let file = PlainTree.replacedFile(name) { _ = state.withLock { $0.torn.remove(file) } }
     }
 
     /// A name with all that is below it. Only for what has no place in the tree any more.

@@ -63,6 +63,8 @@ public final class PlainTree: Sendable {
         /// A first failure of `sync`; there is no second try.
         var syncFailure: TreeError?
         var image: ImageSession?
+        /// Links and devices whose replacement has begun and has not come to its end.
+        var torn: Set<FileID> = []
     }
 
     /// - Parameters:
@@ -122,11 +124,13 @@ public final class PlainTree: Sendable {
             table = try FileTable.create(path: tablePath, identity: treeIdentity)
         }
         state = Mutex(State(table: table))
+        try findTorn()
         if found == nil {
             try buildTable(table)
         } else {
             try table.insert(.root, try handle(of: root.rawValue))
         }
+        try giveBackTimes()
     }
 
     /// Makes everything applied so far durable: the file table first, then the plain files.
