@@ -8,8 +8,9 @@
 //  faster than that; how much slower it is, is the number to look at.
 //
 //  Main.swift     commands              Cells.swift     one combination measured: writers, size, engine, durability
-//  Floor.swift    the floor             Report.swift    table and JSON
-//  CachedReads    reads from the cache  Plot.swift      SVG
+//  WriteBench     all combinations      Report.swift    table and JSON
+//  Floor.swift    the floor             Plot.swift      SVG
+//  BothCommand    both nodes here       CachedReads     reads from the cache
 //  Resync*.swift  bringing a node back
 import ArgumentParser
 import CLinux
@@ -28,7 +29,8 @@ struct Bench: ParsableCommand {
         commandName: "lockstep-bench",
         abstract: "Measure synchronous write latency on a mirrored or plain directory, beside its floor.",
         subcommands: [
-            WriteCommand.self, JournalCommand.self, FloorCommand.self, ReadCommand.self, ResyncCommand.self,
+            BothCommand.self, WriteCommand.self, JournalCommand.self, FloorCommand.self, ReadCommand.self,
+            ResyncCommand.self,
         ])
 
     static func main() {
@@ -83,51 +85,11 @@ struct WriteCommand: ParsableCommand {
             throw ValidationError(
                 "\(floorDirectory) is a mirrored directory: give --floor a directory on a plain disk.")
         }
-        var report = Report(directory: directory)
-        let files = try WorkFiles(
-            in: directory, writers: writers.values.max() ?? 1, bytesOfLargestWrite: size.values.max() ?? 4096)
-        defer { files.remove() }
-        if !output.json { print(Cell.header) }
-        for bytes in size.values {
-            let meter = try FloorMeter(local: floorDirectory, remote: floorRemote ?? floorDirectory, bytes: bytes)
-            _ = try meter.sample(seconds: 0.2)
-            for engine in engine.values {
-                for durability in durability.values {
-                    for count in writers.values {
-                        let combination = Combination(
-                            engine: engine, durability: durability, bytes: bytes, writers: count)
-                        let cell = try measure(combination, files, meter)
-                        report.cells.append(cell)
-                        if !output.json { print(cell.line) }
-                    }
-                }
-            }
-            report.floors.append(meter.floor)
-        }
-        try output.put(report)
-    }
-
-    /// In turns with the floor, where each write is durable: both meet the same moments of the machine.
-    private func measure(_ combination: Combination, _ files: WorkFiles, _ meter: FloorMeter) throws -> Cell {
-        let before = try batches()
-        var latencies = emptyLatencies()
-        var floor = FloorSamples()
-        let turns = 4
-        for _ in 0..<turns {
-            if combination.durability == .fsync { floor.add(try meter.sample(seconds: seconds * 0.2 / Double(turns))) }
-            latencies.add(try measureOnce(files, combination, seconds: seconds / Double(turns)))
-        }
-        guard latencies.totalCount > 0 else {
-            throw BenchError("Not one write of \(combination.bytes) bytes ended in \(seconds) s; give more --seconds.")
-        }
-        var cell = Cell(combination, latencies, seconds: seconds)
-        if combination.durability == .fsync { cell.compare(with: floor.floor(bytes: combination.bytes)) }
-        cell.batches = try batches().map { $0.since(before) }
-        return cell
-    }
-
-    private func batches() throws -> BatchSizes? {
-        try statusConfig.map { try BatchSizes(configuration: $0, node: statusNode) }
+        var bench = WriteBench(
+            sizes: size.values, writers: writers.values, engines: engine.values, durabilities: durability.values,
+            seconds: seconds, isQuiet: output.json)
+        if let statusConfig { bench.batches = { try BatchSizes(configuration: statusConfig, node: statusNode) } }
+        try output.put(bench.run(in: directory, floor: floorDirectory, remote: floorRemote ?? floorDirectory))
     }
 }
 

@@ -34,6 +34,8 @@ struct Cell: Codable {
     /// Rate over the rate of one writer with everything else the same, where that was measured too.
     var ratioToOneWriter: Double?
     var batches: BatchSizes?
+    /// Of all threads of each node's daemon, by its name; empty where the nodes were not made by this program.
+    var processorMicrosecondsPerWrite: [String: Double] = [:]
 
     init(_ combination: Combination, _ latencies: Latencies, seconds: Double) {
         self.combination = combination
@@ -71,6 +73,8 @@ struct Report: Codable {
     var floors: [Floor] = []
     var cells: [Cell] = []
     var cachedReads: CachedReads?
+    /// At the end; nil where the nodes were not made by this program.
+    var nodes: [ProcessUsage]?
 
     init(directory: String) { self.directory = directory }
 
@@ -119,11 +123,23 @@ struct Report: Codable {
             guard let batches = cell.batches else { continue }
             lines.append("batches with \(cell.combination.writers) writers: \(batches.words)")
         }
+        for cell in cells where !cell.processorMicrosecondsPerWrite.isEmpty {
+            let each = cell.processorMicrosecondsPerWrite.sorted { $0.key < $1.key }
+                .map { String(format: "%@ %.0f us", $0.key, $0.value) }
+            lines.append(
+                "processor time of a write with \(cell.combination.writers) writers: \(each.joined(separator: ", "))")
+        }
         if let reads = cachedReads {
             lines.append(
                 String(
                     format: "cached 4K reads, %d at once: %.0f/s here, %.0f/s on the plain directory: %.0f %%",
                     reads.readers, reads.mirroredPerSecond, reads.plainPerSecond, reads.ratio * 100))
+        }
+        for node in nodes ?? [] {
+            lines.append(
+                String(
+                    format: "memory of %@: %.0f MiB resident, %.0f MiB at most", node.node,
+                    Double(node.residentBytes) / 1_048_576, Double(node.residentPeakBytes) / 1_048_576))
         }
         return lines.joined(separator: "\n")
     }
@@ -168,10 +184,15 @@ struct BatchSizes: Codable {
         try process.run()
         let data = try output.fileHandleForReading.readToEnd() ?? Data()
         process.waitUntilExit()
-        let object = try? JSONSerialization.jsonObject(with: data) as? [String: Any]
+        try self.init(status: data)
+    }
+
+    /// From what `lockstep status --json` printed.
+    init(status: Data) throws {
+        let object = try? JSONSerialization.jsonObject(with: status) as? [String: Any]
         let log = object?["log"] as? [String: Any]
         guard let counts = log?["batchesBySize"] as? [Int] else {
-            throw BenchError("'lockstep status --json' for \(configuration) did not give the batch counters.")
+            throw BenchError("'lockstep status --json' did not give the batch counters.")
         }
         self.init(Dictionary(uniqueKeysWithValues: counts.enumerated().map { ("\(1 << $0.offset)", $0.element) }))
     }

@@ -58,7 +58,10 @@ extension MirrorConfiguration {
         let journal = Journal(
             sizeMebibytes: try section.integer(
                 "sizeMebibytes", default: 1024, in: journalSizeMebibytesMinimum...(1 << 20), unit: "MiB"),
-            engine: try section.choice("engine", default: .auto))
+            engine: try section.choice("engine", default: .auto),
+            spinMicroseconds: try section.integer(
+                "spinMicroseconds", default: Journal.spinMicrosecondsDefault, in: 0...Journal.spinMicrosecondsMaximum,
+                unit: "us"))
         try section.finish()
         return journal
     }

@@ -69,6 +69,10 @@ public struct MirrorConfiguration: Sendable, Equatable {
         }
         public var sizeMebibytes: Int
         public var engine: Engine
+        /// How long the thread that answers the application looks for the next event before it sleeps; 0: not at all.
+        public var spinMicroseconds = spinMicrosecondsDefault
+        public static let spinMicrosecondsDefault = 200
+        public static let spinMicrosecondsMaximum = 1000
         public var sizeBytes: UInt64 { UInt64(sizeMebibytes) << 20 }
     }
 

@@ -407,8 +407,8 @@ final class MirrorLog {
     /// Committed records wait so long, or for so many others, before the appliers are woken for them, unless somebody
     /// waits for the plain files: a wake-up for each write would cost the application more than the write itself. The
     /// time is looked at when the log moves anyway; the timer, a wake-up of its own, is for the last ones before a pause.
-    var handOverNanoseconds: UInt64 = 1_000_000
-    var handOverTimerMilliseconds = 4
+    var handOverNanoseconds: UInt64 = 8_000_000
+    var handOverTimerMilliseconds = 10
     static let handOverRecords = 64
     static let handOverBytes = 1 << 20
 
@@ -430,10 +430,8 @@ final class MirrorLog {
                 || time >= lastHandOver + handOverNanoseconds
         else { return handOverLater() }
         lastHandOver = time
-        for batch in unapplied[..<count] {
-            handedOver.append((batch.lastSeq, batch.header.closedAt))
-            applier.submit(batch, through: batch.lastSeq)
-        }
+        for batch in unapplied[..<count] { handedOver.append((batch.lastSeq, batch.header.closedAt)) }
+        applier.submit(unapplied[..<count])
         unapplied.removeFirst(count)
     }
 

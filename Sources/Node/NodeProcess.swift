@@ -59,7 +59,12 @@ public final class NodeProcess: @unchecked Sendable {
         let engine = EngineChoice(rawValue: configuration.journal.engine.rawValue) ?? .auto
         let dataReactor = ReactorSlot()
         let controlReactor = ReactorSlot()
-        dataThread = try ReactorThread(name: "data", engine: engine, logger: logger) { dataReactor.reactor = $0 }
+        // On the only processor nothing happens while one looks.
+        let spinMicroseconds = sysconf(Int32(_SC_NPROCESSORS_ONLN)) > 1 ? configuration.journal.spinMicroseconds : 0
+        dataThread = try ReactorThread(name: "data", engine: engine, logger: logger) {
+            $0.spinMicroseconds = spinMicroseconds
+            dataReactor.reactor = $0
+        }
         controlThread = try ReactorThread(name: "control", engine: .libaio, logger: logger) {
             controlReactor.reactor = $0
         }

@@ -42,9 +42,15 @@ public final class Reactor {
     public let handle: ReactorHandle
     /// Passed on to those who live on this thread.
     public let logger: Logger
-    /// Microseconds to spin before sleeping; 0 never spins. Adaptive: spins only while events have lately come sooner
-    /// than twice that. Good on an idle processor of its own, harmful on a shared one.
+    /// Microseconds to look for events before sleeping; 0 never looks. A thread that sleeps costs whoever wakes it and
+    /// whoever waits for it a few tens of microseconds each time; one that looks takes the processor from others. So it
+    /// looks only while events have lately come sooner than twice that, yields the processor between two looks, and does
+    /// not look for a while after somebody else turned out to need it (`spinGap`).
     public var spinMicroseconds = 0
+    /// A yield that took so long: another thread used the processor for longer than the few events of a write take.
+    static let spinGap: UInt64 = 300_000
+    /// How long the reactor then sleeps at once; twice as long each time that this happens again, until it does not.
+    static let spinPauses: ClosedRange<UInt64> = 20_000_000...1_280_000_000
 
     let engine: any Engine
     let mailbox: Mailbox
@@ -59,6 +65,8 @@ public final class Reactor {
     private var stopping = false
     /// Nanoseconds from going idle to the next event, a moving average.
     private var idleEstimate: UInt64 = 0
+    private var spinNotBefore: UInt64 = 0
+    private var spinPause = Reactor.spinPauses.lowerBound
     private let completions: UnsafeMutableBufferPointer<clinux_completion>
 
     /// Starts an engine for the calling thread.
@@ -202,23 +210,32 @@ public final class Reactor {
         return deadline <= now ? 0 : Int64(clamping: deadline - now)
     }
 
-    /// Spins for a while if that has paid lately, then sleeps.
+    /// Looks for a while if that has paid lately, then sleeps.
     private func idle(timeout: Int64) -> Int32 {
         let limit = UInt64(max(0, spinMicroseconds)) * 1000
         guard limit > 0 else { return sleep(timeout: timeout) }
         let start = now
         var end = start
-        if idleEstimate <= 2 * limit && timeout > Int64(clamping: limit) {
+        if idleEstimate <= 2 * limit, timeout < 0 || timeout > Int64(clamping: limit), start >= spinNotBefore {
             engine.submit()
             while end - start < limit {
                 if engine.hasCompletions() || mailbox.mayHavePosts {
                     remember(idle: end - start)
+                    spinPause = max(Reactor.spinPauses.lowerBound, spinPause - spinPause / 8)
                     return unsafe engine.wait(timeout: 0, into: completions)
                 }
-                end = now
+                sched_yield()
+                let look = now
+                let gap = look - end
+                end = look
+                guard gap <= Reactor.spinGap else {
+                    spinNotBefore = look + spinPause
+                    spinPause = min(Reactor.spinPauses.upperBound, 2 * spinPause)
+                    break
+                }
             }
         }
-        let count = sleep(timeout: timeout - Int64(end - start))
+        let count = sleep(timeout: timeout < 0 ? timeout : max(0, timeout - Int64(end - start)))
         remember(idle: now - start)
         return count
     }

@@ -112,8 +112,20 @@ public final class Applier {
     public var aheadThrough = Seq.zero
 
     /// Hands in the records of `batch` from the first not handed in yet to `last`: those that every in-sync node has on
-    /// its disk. Batches come in order; one may come several times as more of it is committed.
+    /// its disk. Batches come in order; one may come several times as more of it is committed. Several that are ready at
+    /// once go in together (`submit(_:)`): dealt out one by one, each would wake a worker.
     public func submit(_ batch: Batch, through last: Seq) {
+        enter(batch, through: last)
+        deal()
+    }
+
+    /// Hands in all records of some batches, in order.
+    public func submit(_ batches: some Sequence<Batch>) {
+        for batch in batches { enter(batch, through: batch.lastSeq) }
+        deal()
+    }
+
+    private func enter(_ batch: Batch, through last: Seq) {
         let last = min(last, batch.lastSeq)
         let first = max(schedule.lastAdded.next, batch.firstSeq)
         precondition(first == schedule.lastAdded.next, "a batch is missing before \(batch.firstSeq)")
@@ -131,7 +143,6 @@ public final class Applier {
             schedule.add(seq, touched: record.body.touched, isBarrier: isBarrier && role == .behind || isAgain)
             seq = seq.next
         }
-        deal()
     }
 
     // MARK: Handing out
