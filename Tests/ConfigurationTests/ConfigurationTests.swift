@@ -161,7 +161,7 @@ struct Mistake: CustomTestStringConvertible, Sendable {
         Mistake(
             "leaseMilliseconds = 2000", "leaseMilliseconds = 3000", 34, "timing.grantMilliseconds", "hold the address"),
         Mistake(
-            "leaseMilliseconds = 2000", "renewMilliseconds = 1100", 34, "timing.renewMilliseconds", "whole seconds"),
+            "leaseMilliseconds = 2000", "renewMilliseconds = 1100", 35, "timing.renewMilliseconds", "whole seconds"),
         Mistake("leaseMilliseconds = 2000", "renewMilliseconds = 700", 35, "timing.renewMilliseconds", "a third"),
         Mistake("\"wait\"", "\"never\"", 36, "timing.loneRestartSeconds", "\"wait\""),
         Mistake("\"wait\"", "0", 36, "timing.loneRestartSeconds", "minimum of 1"),
