@@ -30,8 +30,7 @@ struct BothCommand: ParsableCommand {
     }
 
     func run() throws {
-        let own = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath().deletingLastPathComponent().path
-        let cluster = try Cluster(binaries: binaries ?? own, etc: etc)
+        let cluster = try Cluster(binaries: binaries ?? ownDirectory.path, etc: etc)
         defer { cluster.close() }
         try cluster.start()
         let mirrored = cluster.alpha.room.hostPath(Cluster.path)

@@ -283,6 +283,11 @@ func catchInterrupts() {
     }
 }
 
+/// Where this program is, and the others beside it.
+var ownDirectory: URL {
+    URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath().deletingLastPathComponent()
+}
+
 var interrupted: Bool { interruptSeen.load(ordering: .relaxed) }
 
 func throwIfInterrupted() throws { if interrupted { throw BenchError("Interrupted.") } }

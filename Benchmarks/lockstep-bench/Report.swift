@@ -173,8 +173,7 @@ struct BatchSizes: Codable {
 
     /// Asks the node.
     init(configuration: String, node: String?) throws {
-        let beside = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath().deletingLastPathComponent()
-            .appendingPathComponent("lockstep")
+        let beside = ownDirectory.appendingPathComponent("lockstep")
         let process = Process()
         process.executableURL = beside
         process.arguments =

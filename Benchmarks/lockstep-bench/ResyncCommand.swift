@@ -42,7 +42,6 @@ struct ResyncCommand: ParsableCommand {
 
     func run() throws {
         let wanted = Set(scenario.isEmpty ? Scenario.allCases : scenario)
-        let own = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath().deletingLastPathComponent().path
         var cells: [ResyncCell] = []
         if !json { print(ResyncCell.header) }
         func note(_ cell: ResyncCell) {
@@ -52,7 +51,7 @@ struct ResyncCommand: ParsableCommand {
         if !wanted.isDisjoint(with: [.identical, .random]) {
             let blocks = Int(gibibytes * Double(1 << 30)) / ResyncTree.blockBytes
             let tree = ResyncTree(files: 1, blocksOfFile: blocks, filesOfDirectory: 1)
-            try with(tree, binaries ?? own) { trial in
+            try with(tree, binaries ?? ownDirectory.path) { trial in
                 if wanted.contains(.identical) { note(try trial.join()) }
                 guard wanted.contains(.random) else { return }
                 note(
@@ -62,7 +61,7 @@ struct ResyncCommand: ParsableCommand {
         }
         if wanted.contains(.small) {
             let tree = ResyncTree(files: files, blocksOfFile: 1, filesOfDirectory: 1000)
-            try with(tree, binaries ?? own) { trial in
+            try with(tree, binaries ?? ownDirectory.path) { trial in
                 note(try trial.comeback("small", changes: tree.randomFiles(changedFiles)))
             }
         }
