@@ -334,8 +334,7 @@ final class MirrorLog {
     /// Closes the open batch if the way is free. Runs at the end of every turn of the loop.
     private func ship(force: Bool = false) {
         guard role == .primary, !open.isEmpty else { return }
-        guard force || open.isFull || journalQueue.isEmpty && journal.batchesInFlight < MirrorLog.journalWritesInFlight
-        else { return }
+        guard force || open.isFull || journalQueue.isEmpty && isWorthShipping else { return }
         let batch = open.close(
             arena: arena, epoch: epoch, mirror: journal.mirror, firstSeq: core.last.next, previousChain: lastChain,
             committedSeq: committed, closedAt: wallClock())
@@ -346,6 +345,15 @@ final class MirrorLog {
             trimRecent()
         }
         onBatch?(batch)
+    }
+
+    /// Whether the open batch goes to the journal now: always when nothing is under way there, and beside others when it
+    /// is large enough to be worth a flush of its own. Without that a crowd of writers drifts apart into batches of one
+    /// record, each with the price of a flush and a round trip.
+    private var isWorthShipping: Bool {
+        let batches = journal.batchesInFlight
+        let recordsUnderWay = Int(core.last.rawValue - core.ownDurable.rawValue)
+        return batches == 0 || batches < MirrorLog.journalWritesInFlight && 2 * open.count >= recordsUnderWay
     }
 
     /// Drops what the follower has been sent, and, while it is only catching up, what it can read from the journal.

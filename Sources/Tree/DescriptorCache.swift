@@ -23,26 +23,51 @@ final class OpenObject: Sendable {
 ///
 /// One for each file that the kernel knows would run out: applications with many files have brought pass-through file
 /// systems down that way. The bound can be passed by as many as there are threads using one at this moment.
+///
+/// Every record that is applied asks here, from several threads. A thread that loses the processor inside a lock leaves
+/// the others spinning at it, so there are several locks, each for its share of the files.
 final class DescriptorCache: Sendable {
+    /// Descriptors kept at most.
     let limit: Int
 
+    private let shards: [Shard]
+    private static let shardCount = 8
+    /// The smallest share for which "least recently used" still means something.
+    private static let shardLimit = 8
+
+    init(limit: Int) {
+        precondition(limit >= DescriptorCache.shardLimit, "a cache of \(limit) descriptors")
+        let count = min(DescriptorCache.shardCount, limit / DescriptorCache.shardLimit)
+        shards = (0..<count).map { _ in Shard(limit: limit / count) }
+        self.limit = limit / count * count
+    }
+
+    /// File identifiers are given out one after the other.
+    private func shard(of file: FileID) -> Shard { shards[Int(file.rawValue % UInt64(shards.count))] }
+
+    func find(_ file: FileID) -> OpenObject? { shard(of: file).find(file) }
+    func insert(_ file: FileID, _ object: OpenObject) { shard(of: file).insert(file, object) }
+    func remove(_ file: FileID) { shard(of: file).remove(file) }
+    func removeAll() { for shard in shards { shard.removeAll() } }
+    var count: Int { shards.reduce(0) { $0 + $1.count } }
+}
+
+private final class Shard: Sendable {
     private struct State {
         var objects: [FileID: (object: OpenObject, used: UInt64)] = [:]
         var clock: UInt64 = 0
     }
+    private let limit: Int
     private let state = Mutex(State())
 
-    init(limit: Int) {
-        precondition(limit >= 8, "a cache of \(limit) descriptors")
-        self.limit = limit
-    }
+    init(limit: Int) { self.limit = limit }
 
     func find(_ file: FileID) -> OpenObject? {
         state.withLock { state in
-            guard let found = state.objects[file] else { return nil }
+            guard let index = state.objects.index(forKey: file) else { return nil }
             state.clock += 1
-            state.objects[file]?.used = state.clock
-            return found.object
+            state.objects.values[index].used = state.clock
+            return state.objects.values[index].object
         }
     }
 
