@@ -240,9 +240,42 @@ extension PlainTree {
     }
 
     /// As `build`, under any name in staging, which must be free; the table does not get to know it.
+    ///
+    /// Its number comes last: a process may die anywhere in here, and whoever finds a number in staging takes the object
+    /// for whole.
+    ///
+    /// - Parameter step: called before every change; a test throws from it, which is a crash as the process sees it.
     func make(
         _ file: FileID, _ attributes: FileAttributes, _ target: [UInt8], _ xattrs: [ExtendedAttribute],
-        inStaging name: FileName
+        inStaging name: FileName, _ step: ReplayStep = { () throws(TreeError) in }
+    ) throws(TreeError) -> OpenObject {
+        try step()
+        let object = try makeBare(name, attributes, target)
+        let type = object.type
+        try step()
+        if type == S_IFREG, attributes.size > 0 {
+            try System.check(clinux_ftruncate(object.fd, attributes.size), "set the size of", "file \(file)")
+        }
+        try step()
+        if attributes.uid != 0 || attributes.gid != 0 {
+            try System.setOwner(object.fd, user: attributes.uid, group: attributes.gid)
+        }
+        try step()
+        if type != S_IFLNK { try System.setMode(object.fd, attributes.mode) }
+        for xattr in xattrs where !xattr.name.starts(with: PlainTree.ownXattrPrefix) {
+            try step()
+            try System.setXattr(object.fd, xattr.name, xattr.value)
+        }
+        try step()
+        try System.setTimes(object.fd, atime: attributes.atime, mtime: attributes.mtime)
+        try step()
+        try System.setXattr(object.fd, PlainTree.fileIDXattr, PlainTree.encodeTag(file))
+        return object
+    }
+
+    /// An object of the right type, for nobody but this process.
+    private func makeBare(
+        _ name: FileName, _ attributes: FileAttributes, _ target: [UInt8]
     ) throws(TreeError) -> OpenObject {
         let type = attributes.mode & S_IFMT
         let directory = staging.rawValue
@@ -255,26 +288,13 @@ extension PlainTree {
         case S_IFIFO, S_IFSOCK, S_IFCHR, S_IFBLK:
             try System.makeNode(directory, name, mode: type | 0o600, device: attributes.rdev)
         default:
-            throw TreeError("create", "file \(file) of type \(String(type, radix: 8))", code: EINVAL)
+            throw TreeError("create", "an object of type \(String(type, radix: 8))", code: EINVAL)
         }
         if opened < 0 {
             let flags = type == S_IFDIR ? O_RDONLY | CLINUX_O_DIRECTORY | CLINUX_O_NOATIME : CLINUX_O_PATH
             opened = try System.open(directory, name, flags).release()
         }
-        let object = OpenObject(owning: opened, type: type, isWritable: type == S_IFREG)
-        try System.setXattr(object.fd, PlainTree.fileIDXattr, PlainTree.encodeTag(file))
-        if type == S_IFREG, attributes.size > 0 {
-            try System.check(clinux_ftruncate(object.fd, attributes.size), "set the size of", "file \(file)")
-        }
-        if attributes.uid != 0 || attributes.gid != 0 {
-            try System.setOwner(object.fd, user: attributes.uid, group: attributes.gid)
-        }
-        if type != S_IFLNK { try System.setMode(object.fd, attributes.mode) }
-        for xattr in xattrs where !xattr.name.starts(with: PlainTree.ownXattrPrefix) {
-            try System.setXattr(object.fd, xattr.name, xattr.value)
-        }
-        try System.setTimes(object.fd, atime: attributes.atime, mtime: attributes.mtime)
-        return object
+        return OpenObject(owning: opened, type: type, isWritable: type == S_IFREG)
     }
 
     private func link(_ file: FileID, _ parent: FileID, _ name: FileName, _ time: Int64) throws(TreeError) {
