@@ -27,12 +27,15 @@ struct WorkFiles {
     let bytesEach: Int
     private static let bytesEachMin = 4 << 20
 
-    init(in parent: String, writers: Int, bytesOfLargestWrite: Int) throws {
-        directory = "\(parent)/lockstep-bench-\(getpid())"
+    /// - Parameter pieceBytes: the files are filled with writes of so many bytes.
+    init(
+        in parent: String, name: String = "", writers: Int, bytesOfLargestWrite: Int, pieceBytes: Int = 1 << 20
+    ) throws {
+        directory = "\(parent)/lockstep-bench-\(getpid())\(name)"
         bytesEach = max(WorkFiles.bytesEachMin, 4 * bytesOfLargestWrite)
         guard unsafe mkdir(directory, 0o700) == 0 else { throw BenchError.system("Cannot make \(directory)", errno) }
         do {
-            for index in 0..<writers { try prefill(path(index)) }
+            for index in 0..<writers { try prefill(path(index), pieceBytes) }
         } catch {
             remove()
             throw error
@@ -42,15 +45,15 @@ struct WorkFiles {
     func path(_ index: Int) -> String { "\(directory)/\(index)" }
     func remove() { try? FileManager.default.removeItem(atPath: directory) }
 
-    private func prefill(_ path: String) throws {
+    private func prefill(_ path: String, _ pieceBytes: Int) throws {
         try throwIfInterrupted()
         let descriptor = unsafe clinux_open(path, O_CREAT | O_EXCL | O_WRONLY, 0o600)
         guard descriptor >= 0 else { throw BenchError.system("Cannot make \(path)", -descriptor) }
         defer { _ = clinux_close(descriptor) }
-        let buffer = AlignedBuffer(byteCount: 1 << 20)
+        let buffer = AlignedBuffer(byteCount: pieceBytes)
         unsafe fillWithNoise(buffer.bytes)
-        for offset in stride(from: 0, to: bytesEach, by: 1 << 20) {
-            let length = min(1 << 20, bytesEach - offset)
+        for offset in stride(from: 0, to: bytesEach, by: pieceBytes) {
+            let length = min(pieceBytes, bytesEach - offset)
             let written = unsafe clinux_pwrite(descriptor, buffer.bytes.baseAddress, length, UInt64(offset))
             guard written == length else { throw BenchError.system("Cannot write \(path)", Int32(-min(written, 0))) }
         }

@@ -134,6 +134,10 @@ struct Report: Codable {
                 String(
                     format: "cached 4K reads, %d at once: %.0f/s here, %.0f/s on the plain directory: %.0f %%",
                     reads.readers, reads.mirroredPerSecond, reads.plainPerSecond, reads.ratio * 100))
+            lines.append(
+                String(
+                    format: "with the plain file in pages of 4K as well: %.0f/s on the plain directory: %.0f %%",
+                    reads.plainSmallPagesPerSecond, reads.ratioSmallPages * 100))
         }
         for node in nodes ?? [] {
             lines.append(
