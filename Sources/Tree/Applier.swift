@@ -140,7 +140,7 @@ public final class Applier {
                 record.body.isImageMark || record.isImage && record.body.kind == .imageDirectory
                 || isImaging && record.body.isNamespace
             let isAgain = seq < aheadThrough && record.body.isNamespace || seq == aheadThrough
-            schedule.add(seq, touched: record.body.touched, isBarrier: isBarrier && role == .behind || isAgain)
+            schedule.add(seq, touched: record.body.ordered, isBarrier: isBarrier && role == .behind || isAgain)
             seq = seq.next
         }
     }
@@ -332,6 +332,17 @@ public final class Applier {
 }
 
 extension RecordBody {
+    /// What orders the record among others: what it touches, and one queue for all moves between directories. Two of those
+    /// may share nothing and still have an order: a directory moves out of another one before that moves into what the
+    /// first contains. The other way round the file system refuses (EINVAL). Whether it is a directory that moves, the
+    /// record does not say.
+    var ordered: [FileID] {
+        guard case .rename(_, let parent, _, let newParent, _, _, _, _) = self else { return touched }
+        return parent == newParent ? touched : touched + [RecordBody.moves]
+    }
+    /// No file has this number: bit 63 is never set.
+    private static let moves = FileID(rawValue: .max)
+
     /// Changes names.
     var isNamespace: Bool {
         switch self {

@@ -195,6 +195,35 @@ private func seq(_ number: Int) -> Seq { Seq(rawValue: UInt64(number)) }
         #expect(time == (role == .behind ? 4000 : 2000))
     }
 
+    /// Soak, seed 607: a directory leaves another one, which then moves into what the first contains. The two moves share no
+    /// directory; in the other order the second is refused.
+    @Test func failure36AMoveOfADirectoryDoesNotOvertakeTheOneThatMakesItPossible() throws {
+        let scratch = Scratch()
+        let names = (1...5).map { (number) -> FileName in Array("d\(number)".utf8) }
+        func create(_ number: UInt64, in parent: FileID, _ mode: UInt32 = S_IFDIR | 0o755) -> RecordBody {
+            .create(
+                file: id(number), parent: parent, name: Array("d\(number)".utf8),
+                attributes: FileAttributes(mode: mode, uid: 0, gid: 0), target: [], xattrs: [])
+        }
+        func move(_ number: Int, from: FileID, to: FileID) -> RecordBody {
+            .rename(
+                file: id(UInt64(number)), parent: from, name: names[number - 1], newParent: to,
+                newName: names[number - 1], exchange: false, replaced: .none, replacedWasLast: false)
+        }
+        // d1/d2/d3/d4/d5: d4 leaves d3 for the root, then d2 moves into d5.
+        var bodies = [create(1, in: .root)] + (2...5).map { create($0, in: id($0 - 1)) }
+        // What keeps the first move waiting.
+        bodies += (100..<300).map { create($0, in: id(3), S_IFREG | 0o644) }
+        bodies += [move(4, from: id(3), to: .root), move(2, from: id(1), to: id(5))]
+        let drawn = bodies.map { Generator.Drawn(record: Record(time: 1, body: $0), payload: []) }
+        let told = try run(scratch, batches(of: drawn, size: drawn.count)) { told in
+            told.state.withLock { $0.watermark == seq(drawn.count - ($0.failed == nil ? 0 : 1)) }
+        }
+        #expect(told.state.withLock { $0.failed } == nil)
+        #expect(told.state.withLock { $0.watermark } == seq(drawn.count))
+        #expect(try openTree(scratch).lookup(parent: id(5), name: names[1]).file == id(2))
+    }
+
     @Test func failure23ARecordThatCannotBeAppliedStopsItsFilesAndTheWatermark() throws {
         let scratch = Scratch()
         var generator = Generator(seed: 8)
