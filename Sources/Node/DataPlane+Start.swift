@@ -205,12 +205,13 @@ extension DataPlane {
         _ journal: Journal, _ tree: PlainTree, through committed: Seq, isBehind: Bool, tail: [Batch], logger: Logger,
         note: (Batch) -> Void
     ) throws {
-        guard committed > journal.checkpointSeq else { return }
-        let started = BootClock.now
-        let checkpoint = journal.checkpointSeq
-        var isFirstPass = true
         var ahead = RecordsAhead()
         for batch in tail { ahead.note(batch) }
+        let checkpoint = journal.checkpointSeq
+        // Also for the sake of what is in the files and the file table does not know.
+        guard committed > checkpoint || !isBehind && !ahead.isEmpty else { return }
+        let started = BootClock.now
+        var isFirstPass = true
         _ = try tree.replay(after: checkpoint, through: committed, isBehind: isBehind, ahead: ahead) {
             (visit) throws(TreeError) in
             var next = checkpoint.next

@@ -363,6 +363,8 @@ extension PlainTree {
                     }
                 } else if there != file {
                     throw unexpected("rename", file, name, parent, holds: try occupant(of: name, in: from) ?? .none)
+                } else {
+                    try finishMove(from, name, removing: replacedWasLast ? replaced : .none)
                 }
                 try touch(from, time)
                 if parent != newParent { try touch(to, time) }
@@ -385,6 +387,14 @@ extension PlainTree {
         if let replaced, removing { cache.remove(replaced) }
         try System.rename(from, name, to: to, newName)
         if let replaced, removing { try forget(replaced) }
+    }
+
+    /// An earlier try was broken off after the exchange: what was replaced stands at the old name.
+    private func finishMove(_ from: Int32, _ name: FileName, removing replaced: FileID) throws(TreeError) {
+        guard replaced != .none, try occupant(of: name, in: from) == replaced else { return }
+        let isDirectory = try System.stat(from, name).map { $0.mode & S_IFMT == S_IFDIR } ?? false
+        try moveToStaging(replaced, from: from, name, isDirectory: isDirectory)
+        try park(replaced)
     }
 
     private func exchange(

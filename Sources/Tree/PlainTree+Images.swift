@@ -257,7 +257,7 @@ extension PlainTree {
     ) throws(TreeError) {
         try setOwnerAndMode(fd, type: type, [.uid, .gid, .mode], attributes)
         let wanted = Set(xattrs.map(\.name))
-        for name in try System.xattrNames(fd) where !wanted.contains(name) {
+        for name in try System.xattrNames(fd) where !wanted.contains(name) && !PlainTree.isLabel(name) {
             if !name.starts(with: PlainTree.ownXattrPrefix) { try System.removeXattr(fd, name) }
         }
         for xattr in xattrs where !xattr.name.starts(with: PlainTree.ownXattrPrefix) {
@@ -291,7 +291,9 @@ extension PlainTree {
             try checkName(parent, name)
             try checkName(newParent, newName)
             try inDirectoryIfKnown(parent, time) { (directory) throws(TreeError) in
-                if try occupant(of: name, in: directory) == file { try evict(name, from: directory) }
+                // What was replaced stands at the old name if an earlier try was broken off after the exchange.
+                let found = try occupant(of: name, in: directory)
+                if found == file || found != nil && found == record.body.removed { try evict(name, from: directory) }
             }
             try inDirectoryIfKnown(newParent, time) { (directory) throws(TreeError) in
                 try evict(newName, from: directory)

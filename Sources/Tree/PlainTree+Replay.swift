@@ -30,16 +30,24 @@ public struct RecordsAhead: Sendable {
     public var removed: Set<FileID> = []
     /// Objects that were given a name; one of these may wait in staging for it.
     public var placed: Set<FileID> = []
+    /// The names that these records touch, by directory. Something may stand there that the file table has lost.
+    public var names: [FileID: Set<FileName>] = [:]
     public init() {}
+    public var isEmpty: Bool { names.isEmpty }
 
     public mutating func note(_ batch: Batch) {
         for record in batch.records {
             if let file = record.body.removed { removed.insert(file) }
             switch record.body {
-            case .create(let file, _, _, _, _, _), .link(let file, _, _): placed.insert(file)
-            case .rename(let file, _, _, _, _, let isExchange, let other, _):
+            case .create(let file, let parent, let name, _, _, _), .link(let file, let parent, let name):
+                placed.insert(file)
+                names[parent, default: []].insert(name)
+            case .rename(let file, let parent, let name, let newParent, let newName, let isExchange, let other, _):
                 placed.insert(file)
                 if isExchange { placed.insert(other) }
+                names[parent, default: []].insert(name)
+                names[newParent, default: []].insert(newName)
+            case .remove(_, let parent, let name, _, _): names[parent, default: []].insert(name)
             default: continue
             }
         }
@@ -90,14 +98,15 @@ extension PlainTree {
             state.held = []
         }
         var result = ReplayResult(records: plan.records, sawImages: plan.hasImages)
-        try locate(plan)
+        // To a copy that is behind, names lead to what images have not replaced yet.
+        try locate(plan, ahead: isBehind ? [:] : ahead.names)
         try replaceWrong(plan, step)
         try makeMissing(plan, isLenient: isLenient, ahead, &result, step)
         let evicted = try evictWrong(plan, step)
         result.evicted = evicted.count
         try placeAll(plan, step)
-        // What a record ahead has put somewhere waits in staging for that record to come again.
-        try keepStrays(evicted.subtracting(ahead.placed), plan, isLenient: isLenient)
+        // What a record ahead has put somewhere, or taken away, waits in staging for that record to come again.
+        try keepStrays(evicted.subtracting(ahead.placed).subtracting(ahead.removed), plan, isLenient: isLenient)
         // Before the data: what was removed since must give its space back first.
         let endsInImages = plan.endsInImages ?? isBehind
         for name in try stagingNames() {
@@ -127,23 +136,25 @@ extension PlainTree {
     // MARK: Finding
 
     /// Enters into the table every object that the crash may have left out of it: those in staging and at the touched
-    /// names, going down as directories turn up.
-    private func locate(_ plan: ReplayPlan) throws(TreeError) {
+    /// names, going down as directories turn up. At the names of records ahead too: a file that is not found is made anew,
+    /// and then there are two of one number.
+    private func locate(_ plan: ReplayPlan, ahead: [FileID: Set<FileName>]) throws(TreeError) {
         var done: Set<FileID> = []
         var waiting: [FileID] = []
         // What a replacement has left there is not (yet) what its names lead to.
         for name in try stagingNames() where PlainTree.replacedFile(name) == nil {
             if let file = try enter(name, of: staging.rawValue) { waiting.append(file) }
         }
-        for directory in plan.names.keys {
+        for directory in Set(plan.names.keys).union(ahead.keys) {
             if try referenceIfKnown(to: directory) != nil { waiting.append(directory) }
         }
         while let directory = waiting.popLast() {
-            guard plan.names[directory] != nil, done.insert(directory).inserted,
+            guard plan.names[directory] != nil || ahead[directory] != nil, done.insert(directory).inserted,
                 try isDirectory(directory)
             else { continue }
             try withDirectory(directory) { (fd) throws(TreeError) in
-                for name in try touchedNames(of: directory, fd, plan) {
+                let touched = try touchedNames(of: directory, fd, plan)
+                for name in touched + (ahead[directory] ?? []).subtracting(touched) {
                     if plan.hasImages { try adopt(name, of: fd, directory, plan) }
                     if let file = try enter(name, of: fd) { waiting.append(file) }
                 }
@@ -466,16 +477,16 @@ extension PlainTree {
         try setOwnerAndMode(opened.fd, type: opened.type, mask, object.attributes)
         if object.hasAllXattrs {
             for name in try System.xattrNames(opened.fd)
-            where object.xattrs[name] == nil && !name.starts(with: PlainTree.ownXattrPrefix) {
-                try System.removeXattr(opened.fd, name)
-            }
+            where object.xattrs[name] == nil && !name.starts(with: PlainTree.ownXattrPrefix)
+                && !PlainTree.isLabel(name)
+            { try System.removeXattr(opened.fd, name) }
+        }
+        // What goes makes room for what comes: together there may be more than a file system takes.
+        for (name, value) in object.xattrs where value == nil && !name.starts(with: PlainTree.ownXattrPrefix) {
+            try System.removeXattr(opened.fd, name)
         }
         for (name, value) in object.xattrs where !name.starts(with: PlainTree.ownXattrPrefix) {
-            if let value {
-                try System.setXattr(opened.fd, name, value)
-            } else {
-                try System.removeXattr(opened.fd, name)
-            }
+            if let value { try System.setXattr(opened.fd, name, value) }
         }
         if isModeLast { try setOwnerAndMode(opened.fd, type: opened.type, mask.intersection(.mode), object.attributes) }
         try System.setTimes(

@@ -111,6 +111,40 @@ extension PlainTree {
         #expect(try tree.stagingNames() == [])
     }
 
+    /// The process died, or the file system refused, after the two were exchanged: what was replaced has the old name.
+    @Test(arguments: [false, true])
+    func failure36AHeldFileWhoseReplacementWasBrokenOffLosesTheOldNameToo(isAgain: Bool) throws {
+        let scratch = Scratch()
+        var tree: PlainTree! = try openTree(scratch)
+        try tree.create(1, "a")
+        try tree.create(2, "b")
+        try tree.write(id(2), [7])
+        tree.hold(id(2))
+        let record = Record(
+            time: 5,
+            body: .rename(
+                file: id(1), parent: .root, name: name("a"), newParent: .root, newName: name("b"), exchange: false,
+                replaced: id(2), replacedWasLast: true))
+        try System.rename(
+            tree.root.rawValue, name("a"), to: tree.root.rawValue, name("b"), flags: CLINUX_RENAME_EXCHANGE)
+        if isAgain {
+            tree = nil
+            tree = try openTree(scratch, .existing)
+        }
+        let nothing = unsafe UnsafeRawBufferPointer(start: nil, count: 0)
+        try tree.apply(record, payload: nothing, role: .primary, again: isAgain)
+        #expect(try tree.lookup(parent: .root, name: name("b")).file == id(1))
+        #expect(throws: TreeError.self) { try tree.lookup(parent: .root, name: name("a")) }
+        if isAgain {
+            try tree.clearStaging()
+        } else {
+            #expect(try tree.contents(id(2)) == [7])
+            try tree.releaseHold(id(2))
+        }
+        #expect(try tree.stagingNames() == [])
+        #expect(throws: TreeError.self) { try tree.status(of: id(2)) }
+    }
+
     @Test func anUnexpectedObjectAtANameIsAnErrorAndNothingChanges() throws {
         let scratch = Scratch()
         let tree = try openTree(scratch)

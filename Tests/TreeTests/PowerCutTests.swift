@@ -121,6 +121,69 @@ final class LoopMount {
         }()
     }
 
+    /// The file system has written the names of its own accord, and nobody the file table. The last record was not known to
+    /// be committed, and comes again.
+    @Test(arguments: ["ext4", "xfs"], [(S_IFREG, false), (S_IFREG, true), (S_IFDIR, false), (S_IFDIR, true)])
+    func failure36WhatAPowerCutTookOutOfTheFileTableIsFoundAtTheNamesOfRecordsThatComeAgain(
+        type: String, what: (kind: UInt32, isRename: Bool)
+    ) throws {
+        let (kind, isRename) = what
+        let disk = try #require(LoopMount(type), "needs root, loop devices and mkfs.\(type)")
+        let outer = FileID(epoch: Epoch(rawValue: 7), counter: 1)
+        let inner = FileID(epoch: Epoch(rawValue: 7), counter: 2)
+        let (before, after): (FileName, FileName) = (Array("before".utf8), Array("after".utf8))
+        func create(_ file: FileID, in parent: FileID, _ name: FileName, _ kind: UInt32) -> Generator.Drawn {
+            let attributes = FileAttributes(mode: kind | 0o755, uid: 0, gid: 0)
+            let body = RecordBody.create(
+                file: file, parent: parent, name: name, attributes: attributes, target: [], xattrs: [])
+            return Generator.Drawn(record: Record(time: 1, body: body), payload: [])
+        }
+        func write(_ file: FileID, _ bytes: [UInt8]) -> Generator.Drawn {
+            let record = Record(
+                time: 2, body: .write(file: file, offset: 0),
+                payload: .inline(offset: 0, length: bytes.count, checksum: 0))
+            return Generator.Drawn(record: record, payload: bytes)
+        }
+        let file = kind == S_IFREG ? outer : inner
+        var drawn = [create(outer, in: .root, isRename ? before : after, kind)]
+        if isRename {
+            if kind == S_IFDIR { drawn.append(create(inner, in: outer, before, S_IFREG)) }
+            drawn.append(write(file, [1, 2, 3]))
+            let rename = RecordBody.rename(
+                file: outer, parent: .root, name: before, newParent: .root, newName: after, exchange: false,
+                replaced: .none, replacedWasLast: false)
+            drawn.append(Generator.Drawn(record: Record(time: 3, body: rename), payload: []))
+        }
+        try {
+            let tree = try disk.openTree(.create)
+            try tree.sync()
+            for record in drawn { try tree.apply(record) }
+            #expect(clinux_fsync(tree.root.rawValue) == 0)
+        }()
+        disk.cutPower()
+        let tree = try disk.openTree(.existing)
+        // Without this the test would show nothing.
+        #expect(try tree.table.find(outer) == nil)
+        let there = try tree.withDirectory(.root) { (fd) throws(TreeError) in try tree.occupant(of: after, in: fd) }
+        #expect(there == outer)
+        var ahead = RecordsAhead()
+        for batch in batches(of: [drawn.last!], size: 1) { ahead.note(batch) }
+        _ = try tree.replay(drawn, after: 0, through: drawn.count - 1, ahead: ahead)
+        try drawn.last!.payload.withUnsafeBytes {
+            try tree.apply(drawn.last!.record, payload: $0, role: .primary, again: true)
+        }
+        try tree.clearStaging()
+        if !isRename, kind == S_IFDIR { try tree.apply(create(inner, in: outer, before, S_IFREG)) }
+        #expect(try tree.lookup(parent: .root, name: after).file == outer)
+        if kind == S_IFDIR { #expect(try tree.lookup(parent: outer, name: before).file == inner) }
+        if isRename { #expect(try tree.contents(file) == [1, 2, 3]) }
+        try tree.apply(write(file, [9, 8, 7, 6]))
+        let status = try tree.lookup(parent: kind == S_IFREG ? .root : outer, name: kind == S_IFREG ? after : before)
+        #expect(status.file == file && status.attributes.size == 4)
+        #expect(try tree.contents(file) == [9, 8, 7, 6])
+        #expect(throws: TreeError.self) { try tree.lookup(parent: .root, name: before) }
+    }
+
     @Test func failure36AReplayNeedsNoMoreSpaceThanTheEndHas() throws {
         let disk = try #require(LoopMount("ext4"), "needs root, loop devices and mkfs.ext4")
         let tree = try disk.openTree(.create)

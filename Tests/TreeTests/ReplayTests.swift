@@ -114,6 +114,25 @@ extension PlainTree {
         #expect(!FileManager.default.fileExists(atPath: "\(scratch.path)/backing/.lockstep/found"))
     }
 
+    /// A security module gives every new file one, and refuses to take it away again.
+    @Test func aReplayLeavesTheLabelsOfSecurityModules() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        let file = FileID(epoch: Epoch(rawValue: 7), counter: 1)
+        let (label, other): (FileName, FileName) = (Array("security.selinux".utf8), Array("trusted.other".utf8))
+        let create = RecordBody.create(
+            file: file, parent: .root, name: Array("f".utf8),
+            attributes: FileAttributes(mode: S_IFREG | 0o644, uid: 0, gid: 0), target: [], xattrs: [])
+        let drawn = Generator.Drawn(record: Record(time: 1, body: create), payload: [])
+        try tree.apply(drawn)
+        try tree.withDescriptor(of: file, writable: false) { (fd) throws(TreeError) in
+            for name in [label, other] { try System.setXattr(fd, name, [1]) }
+        }
+        _ = try tree.replay([drawn], after: 0)
+        #expect(try tree.xattr(of: file, name: label) == [1])
+        #expect(try tree.xattr(of: file, name: other) == nil)
+    }
+
     @Test(arguments: 1...5)
     func failure36ACrashAtAnyStepOfAReplayIsMendedByTheNext(seed: UInt64) throws {
         let scratch = try #require(Scratch(ext4: true), "needs root, loop devices and mkfs.ext4")
