@@ -254,9 +254,8 @@ final class FileTable: Sendable {
         try System.check(result, "put the file table into place", path)
         // It may lie on another file system than the plain files, which nothing else would flush: then a power cut would
         // bring back the old one, which nobody has written to the disk since.
-        let directory = String(path[..<(path.lastIndex(of: "/") ?? path.startIndex)])
-        let parent = try System.open(
-            CLINUX_AT_FDCWD, Array((directory.isEmpty ? "/" : directory).utf8), O_RDONLY | CLINUX_O_DIRECTORY)
+        let directory = path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
+        let parent = try System.open(directory, O_RDONLY | CLINUX_O_DIRECTORY)
         try System.check(clinux_fsync(parent.rawValue), "flush", directory)
         return Built(descriptor: fd, used: used)
     }

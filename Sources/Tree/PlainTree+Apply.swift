@@ -378,18 +378,16 @@ extension PlainTree {
     ) throws(TreeError) {
         if let replaced, removing, isHeld(replaced) {
             // Exchanged first, so that the new name never leads to nothing.
-            let isDirectory = try System.stat(to, newName).map { $0.mode & S_IFMT == S_IFDIR } ?? false
             try System.rename(from, name, to: to, newName, flags: CLINUX_RENAME_EXCHANGE)
-            try moveToStaging(replaced, from: from, name, isDirectory: isDirectory)
-            try park(replaced)
-            return
+            return try finishMove(from, name, removing: replaced)
         }
         if let replaced, removing { cache.remove(replaced) }
         try System.rename(from, name, to: to, newName)
         if let replaced, removing { try forget(replaced) }
     }
 
-    /// An earlier try was broken off after the exchange: what was replaced stands at the old name.
+    /// After the exchange, which an earlier try may have made and not come further: what was replaced stands at the old
+    /// name.
     private func finishMove(_ from: Int32, _ name: FileName, removing replaced: FileID) throws(TreeError) {
         guard replaced != .none, try occupant(of: name, in: from) == replaced else { return }
         let isDirectory = try System.stat(from, name).map { $0.mode & S_IFMT == S_IFDIR } ?? false
