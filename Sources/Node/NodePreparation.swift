@@ -7,7 +7,8 @@ public import Logging
 import Quorum
 import Tree
 
-/// `lockstep init` and `lockstep adopt`: what an administrator does once, before the daemon runs on a node.
+/// `lockstep init` and `lockstep adopt`: what an administrator does once, before the daemon runs on a node. What the
+/// command says is done, a loss of power does not undo.
 public enum NodePreparation {
     /// Makes this node the one that has the data: journal, votes with the first decision (this node alone), numbers for
     /// the files that are there.
@@ -54,6 +55,7 @@ public enum NodePreparation {
             if case .empty = try PlainTree.look(at: configuration.backing) {
                 let tree = try PlainTree(
                     backing: configuration.backing, state: configuration.state, opening: .create, logger: logger)
+                try tree.sync()
                 return try tree.close()
             }
             throw StartError(
@@ -63,10 +65,25 @@ public enum NodePreparation {
         try discardJournal(configuration)
         let tree = try PlainTree(
             backing: configuration.backing, state: configuration.state, opening: .create, logger: logger)
+        try tree.sync()
         try tree.close()
-        guard FileManager.default.createFile(atPath: StateFiles.joining(configuration), contents: Data()) else {
-            throw StartError("cannot write \(StateFiles.joining(configuration))")
+        try StateFile.replace(StateFiles.joining(configuration), with: [])
+    }
+
+    /// Moves the application's directory to where the plain files live. Both are on one file system; `backing` is empty or
+    /// not there.
+    public static func adopt(_ directory: String, _ configuration: MirrorConfiguration) throws {
+        let backing = configuration.backing
+        try makeDirectory((backing as NSString).deletingLastPathComponent)
+        unsafe rmdir(backing)
+        guard unsafe rename(directory, backing) == 0 else {
+            throw StartError(
+                unsafe "cannot move \(directory) to \(backing): \(String(cString: strerror(errno))). If it is another file "
+                    + "system, copy the files there with `cp -a`, and compare before you remove the originals")
         }
+        try StateFile.flushNames(of: backing)
+        try StateFile.flushNames(of: URL(fileURLWithPath: directory).standardizedFileURL.path)
+        try makeDirectory(configuration.path)
     }
 
     /// A journal without votes belongs to nobody: a preparation that was broken off.
@@ -80,14 +97,19 @@ public enum NodePreparation {
 
     private static func makeDirectories(_ configuration: MirrorConfiguration) throws {
         for directory in [configuration.state, configuration.backing, configuration.path] {
-            do {
-                try FileManager.default.createDirectory(
-                    atPath: directory, withIntermediateDirectories: true, attributes: nil)
-            } catch {
-                throw StartError("cannot create \(directory): \(error.localizedDescription)")
-            }
+            try makeDirectory(directory)
         }
         unsafe chmod(configuration.state, 0o700)
+    }
+
+    private static func makeDirectory(_ directory: String) throws {
+        do {
+            try FileManager.default.createDirectory(
+                atPath: directory, withIntermediateDirectories: true, attributes: nil)
+        } catch {
+            throw StartError("cannot create \(directory): \(error.localizedDescription)")
+        }
+        try StateFile.flushNames(of: directory)
     }
 
     static func makeJournal(

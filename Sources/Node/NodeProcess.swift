@@ -107,6 +107,9 @@ public final class NodeProcess: @unchecked Sendable {
                             + "run `lockstep init`: the node then joins anew")
                 }
                 try makeJournal(state.mirror)
+            } else if isJoining {
+                // It was broken off between the two.
+                try StateFile.remove(StateFiles.joining(configuration))
             }
             summary = try startData(mirror: state.mirror)
         }
@@ -147,7 +150,7 @@ public final class NodeProcess: @unchecked Sendable {
             configuration, node: node, mirror: mirror, isIncomplete: entries.contains { $0 != ".lockstep" },
             logger: logger)
         // From now on a missing journal is a lost disk, not a preparation.
-        unsafe unlink(StateFiles.joining(configuration))
+        try StateFile.remove(StateFiles.joining(configuration))
     }
 
     private func onData<Value: Sendable>(_ work: @escaping @Sendable (Reactor) throws -> Value) throws -> Value {

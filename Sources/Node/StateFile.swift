@@ -55,6 +55,19 @@ enum StateFile {
         try flushDirectory(of: path)
     }
 
+    /// The names on the way to a file or directory, its own included, are on the disk when this returns.
+    /// - Parameter path: absolute.
+    static func flushNames(of path: String) throws(Failure) {
+        var path = path
+        while path != "/", !path.isEmpty {
+            do throws(Failure) { try flushDirectory(of: path) } catch {
+                // Some file systems know of no flush of a directory.
+                guard error.code == EINVAL else { throw error }
+            }
+            path = (path as NSString).deletingLastPathComponent
+        }
+    }
+
     private static func flushDirectory(of path: String) throws(Failure) {
         let directory = (path as NSString).deletingLastPathComponent
         let descriptor = unsafe open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)

@@ -183,6 +183,27 @@ extension WholeSystem {
                 try cluster.expectWellAfterwards(client, guardian)
             }
         }
+
+        /// What `lockstep init` said is done, a loss of power does not undo: found by soak seeds 614 and 616.
+        @Test func failure18AReplacedNodeThatLosesPowerBeforeItsFirstStartStillJoins() throws {
+            try Harness.withDisks { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let room = cluster.beta.room
+                try room.killAll()
+                try room.reboot()
+                for disk in [RoomDisk.state, RoomDisk.files] {
+                    try room.succeed(["find", disk, "-mindepth", "1", "-delete"])
+                }
+                try cluster.lockstep(cluster.beta, ["init"])
+                try room.loseUnwrittenData()
+                try room.reboot()
+                try cluster.startDaemon(cluster.beta)
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try #require(try room.succeed(["ls", RoomDisk.state + "/ledger"]).contains("joining") == false)
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
     }
 }
 

@@ -63,19 +63,10 @@ struct Adopt: ParsableCommand {
             throw Failure.failed("\(backing) is not empty: \(present.sorted().prefix(3).joined(separator: ", ")) ...")
         }
         do {
-            try files.createDirectory(
-                atPath: (backing as NSString).deletingLastPathComponent, withIntermediateDirectories: true)
+            try NodePreparation.adopt(directory, configuration)
         } catch {
-            throw Failure.failed("cannot create the parent of \(backing): \(error.localizedDescription)")
+            throw Failure.failed("\(error)")
         }
-        rmdir(backing)
-        guard rename(directory, backing) == 0 else {
-            let reason = String(cString: strerror(errno))
-            throw Failure.failed(
-                "cannot move \(directory) to \(backing): \(reason). If it is another file system, copy the files there "
-                    + "with `cp -a`, and compare before you remove the originals")
-        }
-        try? files.createDirectory(atPath: configuration.path, withIntermediateDirectories: true)
         print("\(directory) is now \(backing); next: lockstep init --first --config \(options.config)")
     }
 }
