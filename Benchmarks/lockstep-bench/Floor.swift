@@ -131,10 +131,13 @@ final class FlushFile {
 
     deinit { _ = clinux_close(descriptor) }
 
-    func flush() throws {
-        let written = unsafe clinux_pwrite(descriptor, buffer.bytes.baseAddress, bytes, UInt64(offset))
-        guard written == bytes else { throw BenchError.system("Cannot write \(path)", Int32(-min(written, 0))) }
-        offset += bytes
+    func flush() throws { try flush(first: bytes) }
+
+    /// Writes the beginning of the buffer, whole sectors, behind what was written last.
+    func flush(first count: Int) throws {
+        let written = unsafe clinux_pwrite(descriptor, buffer.bytes.baseAddress, count, UInt64(offset))
+        guard written == count else { throw BenchError.system("Cannot write \(path)", Int32(-min(written, 0))) }
+        offset += count
         if offset + bytes > fileBytes { offset = 0 }
     }
 }

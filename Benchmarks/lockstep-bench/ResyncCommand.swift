@@ -91,7 +91,7 @@ struct ResyncCell: Codable {
     /// Bytes sent by bytes changed; nil where nothing was changed.
     var sentRatio: Double?
     var seconds: Double
-    /// What was sent, or for a comparison what was compared, in MB (10^6 bytes) a second.
+    /// What was changed, or for a comparison what was compared, in MB (10^6 bytes) a second.
     var megabytesPerSecond: Double
     var floorMegabytesPerSecond: Double
     /// Of the floor's rate.
@@ -172,7 +172,7 @@ struct ResyncTrial {
         // Behind the measurement and without the node, whose files it writes once more.
         try cluster.daemon(cluster.beta)?.killNow()
         let floor = try ResyncFloor(tree, changes, from: near, to: far).seconds()
-        let rate = Double(sent) / seconds / 1e6
+        let rate = Double(changed) / seconds / 1e6
         let floorRate = Double(changed) / floor / 1e6
         return ResyncCell(
             scenario: name, kind: kind, changedBytes: changed, sentBytes: sent,

@@ -167,9 +167,12 @@ final class OpenFile {
     }
 }
 
-/// Changed blocks from one disk through a socket to a journal and the files on another: read, send; receive, write 1 MiB
-/// at a time with O_DIRECT|O_DSYNC, write into the files, sync. One thread for each side.
+/// Changed blocks from one disk through sockets to a journal and the files on another: read, send; receive, write up to
+/// 1 MiB at a time with O_DIRECT|O_DSYNC, write into the files; at the end sync. The blocks are dealt to some lanes, each
+/// with a socket and a thread on either side, so that both disks have as many requests as they want.
 struct ResyncFloor {
+    private static let lanes = 8
+
     private let tree: ResyncTree
     private let blocks: [ResyncTree.Block]
     private let near: String
@@ -184,16 +187,41 @@ struct ResyncFloor {
 
     /// The files of the second room hold the new blocks afterwards: to bring them there once more is the same work.
     func seconds() throws -> Double {
+        let share = (blocks.count + ResyncFloor.lanes - 1) / ResyncFloor.lanes
+        var jobs: [@Sendable () throws -> Void] = []
+        for (index, first) in stride(from: 0, to: blocks.count, by: share).enumerated() {
+            let part = Array(blocks[first..<min(first + share, blocks.count)])
+            let ends = try loopbackPair()
+            let journal = try FlushFile(in: far, name: "journal-\(index)", bytes: 1 << 20)
+            let held = Handed(journal)
+            jobs.append { [self] in
+                defer { _ = clinux_close(ends.near) }
+                try send(part, ends.near)
+            }
+            jobs.append { [self] in
+                defer { _ = clinux_close(ends.far) }
+                try receive(part, ends.far, held.value)
+            }
+        }
         try tree.forget(near)
         try tree.forget(far)
-        let ends = try loopbackPair()
-        defer { _ = clinux_close(ends.near) }
         let failure = Mutex<(any Error)?>(nil)
+        let group = DispatchGroup()
         let begin = nanoseconds()
-        Thread { [self] in
-            do { try receive(ends.far) } catch { failure.withLock { $0 = error } }
-            _ = clinux_close(ends.far)
-        }.start()
+        for job in jobs {
+            group.enter()
+            Thread {
+                do { try job() } catch { failure.withLock { $0 = $0 ?? error } }
+                group.leave()
+            }.start()
+        }
+        group.wait()
+        if let error = failure.withLock({ $0 }) { throw error }
+        try ResyncTree.sync(far)
+        return Double(nanoseconds() - begin) / 1e9
+    }
+
+    private func send(_ blocks: [ResyncTree.Block], _ socket: Int32) throws {
         let buffer = AlignedBuffer(byteCount: ResyncTree.blockBytes)
         var open = FileInTurn()
         for block in blocks {
@@ -201,38 +229,30 @@ struct ResyncFloor {
             guard try unsafe file.read(buffer.bytes, at: block.block * ResyncTree.blockBytes) == buffer.count else {
                 throw BenchError("A changed block of \(near) cannot be read.")
             }
-            try unsafe sendAll(ends.near, UnsafeRawBufferPointer(buffer.bytes))
+            try unsafe sendAll(socket, UnsafeRawBufferPointer(buffer.bytes))
         }
-        var done: UInt8 = 0
-        let answered = try unsafe withUnsafeMutableBytes(of: &done) { try unsafe receiveAll(ends.near, $0) }
-        if let error = failure.withLock({ $0 }) { throw error }
-        guard answered else { throw BenchError("The other side closed the connection.") }
-        return Double(nanoseconds() - begin) / 1e9
     }
 
-    private func receive(_ socket: Int32) throws {
-        let journal = try FlushFile(in: far, name: "journal", bytes: 1 << 20)
-        var waiting: [(ResyncTree.Block, OpenFile)] = []
+    private func receive(_ blocks: [ResyncTree.Block], _ socket: Int32, _ journal: FlushFile) throws {
         let capacity = journal.buffer.count / ResyncTree.blockBytes
-        func store() throws {
-            try journal.flush()
-            for (index, (block, file)) in waiting.enumerated() {
-                let bytes = unsafe journal.buffer.slice(index * ResyncTree.blockBytes, ResyncTree.blockBytes)
-                try unsafe file.write(UnsafeRawBufferPointer(bytes), at: block.block * ResyncTree.blockBytes)
-            }
-            waiting.removeAll(keepingCapacity: true)
-        }
         var open = FileInTurn()
-        for block in blocks {
-            let place = unsafe journal.buffer.slice(waiting.count * ResyncTree.blockBytes, ResyncTree.blockBytes)
-            guard try unsafe receiveAll(socket, place) else { throw BenchError("The sender closed the connection.") }
-            waiting.append((block, try open.file(block.file, of: tree, in: far, O_WRONLY)))
-            if waiting.count == capacity { try store() }
+        for first in stride(from: 0, to: blocks.count, by: capacity) {
+            let part = blocks[first..<min(first + capacity, blocks.count)]
+            let bytes = unsafe journal.buffer.slice(0, part.count * ResyncTree.blockBytes)
+            guard try unsafe receiveAll(socket, bytes) else { throw BenchError("The sender closed the connection.") }
+            try journal.flush(first: part.count * ResyncTree.blockBytes)
+            for (index, block) in part.enumerated() {
+                let place = unsafe journal.buffer.slice(index * ResyncTree.blockBytes, ResyncTree.blockBytes)
+                let file = try open.file(block.file, of: tree, in: far, O_WRONLY)
+                try unsafe file.write(UnsafeRawBufferPointer(place), at: block.block * ResyncTree.blockBytes)
+            }
         }
-        if !waiting.isEmpty { try store() }
-        try ResyncTree.sync(far)
-        let done: UInt8 = 1
-        try unsafe withUnsafeBytes(of: done) { try unsafe sendAll(socket, $0) }
+    }
+
+    /// Made by one thread, used by another one, never by both at once.
+    private struct Handed<Value>: @unchecked Sendable {
+        let value: Value
+        init(_ value: Value) { self.value = value }
     }
 }
 

@@ -86,8 +86,6 @@ public final class Applier {
 
     /// Everything up to here is in the plain files.
     public var lowWatermark: Seq { schedule.lowWatermark }
-    /// The last record handed in.
-    public var lastSubmitted: Seq { schedule.lastAdded }
     /// Records handed in and not applied.
     public var backlog: Int { schedule.unfinished }
 
@@ -111,28 +109,19 @@ public final class Applier {
     /// is renamed and then removed is not there to be renamed again.
     public var aheadThrough = Seq.zero
 
-    /// Hands in the records of `batch` from the first not handed in yet to `last`: those that every in-sync node has on
-    /// its disk. Batches come in order; one may come several times as more of it is committed. Several that are ready at
-    /// once go in together (`submit(_:)`): dealt out one by one, each would wake a worker.
-    public func submit(_ batch: Batch, through last: Seq) {
-        enter(batch, through: last)
-        deal()
-    }
-
-    /// Hands in all records of some batches, in order.
+    /// Hands in the records of some batches: those that every in-sync node has on its disk. Batches come in order. Those
+    /// that are ready at once go in together: dealt out one by one, each would wake a worker.
     public func submit(_ batches: some Sequence<Batch>) {
-        for batch in batches { enter(batch, through: batch.lastSeq) }
+        for batch in batches { enter(batch) }
         deal()
     }
 
-    private func enter(_ batch: Batch, through last: Seq) {
-        let last = min(last, batch.lastSeq)
-        let first = max(schedule.lastAdded.next, batch.firstSeq)
-        precondition(first == schedule.lastAdded.next, "a batch is missing before \(batch.firstSeq)")
-        guard first <= last else { return }
-        if batches.last?.firstSeq != batch.firstSeq { batches.append(batch) }
-        var seq = first
-        while seq <= last {
+    private func enter(_ batch: Batch) {
+        var seq = schedule.lastAdded.next
+        // What is known to be committed at the start may end inside a batch.
+        precondition(batch.firstSeq <= seq && seq <= batch.lastSeq, "a batch is missing before \(batch.firstSeq)")
+        batches.append(batch)
+        while seq <= batch.lastSeq {
             let record = batch.records[seq - batch.firstSeq]
             if record.body.isImageMark, role == .behind { isImaging = record.body.kind == .imageStart }
             // While images come, names move between directories that no record names: one at a time.

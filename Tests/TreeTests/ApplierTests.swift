@@ -136,12 +136,14 @@ private func seq(_ number: Int) -> Seq { Seq(rawValue: UInt64(number)) }
             applier.onFailure = { seq, _ in told.state.withLock { $0.failed = seq } }
             held.applier = applier
         }
-        for batch in all {
-            thread.post {
-                // In two steps, as commits come.
-                held.applier?.submit(batch, through: batch.firstSeq + batch.records.count / 2)
-                held.applier?.submit(batch, through: batch.lastSeq)
-            }
+        // In several steps, as commits come: one batch, then two, then three.
+        var rest = all[...]
+        var count = 1
+        while !rest.isEmpty {
+            let some = Array(rest.prefix(count))
+            thread.post { held.applier?.submit(some) }
+            rest = rest.dropFirst(count)
+            count = count % 3 + 1
         }
         for _ in 0..<3000 where !isDone(told) { usleep(10_000) }
         pool.shutdown()

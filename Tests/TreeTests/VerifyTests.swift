@@ -86,7 +86,7 @@ private func make(_ tree: PlainTree, _ file: FileID, _ text: String, mode: UInt3
             applier.onWatermark = { seq in told.state.withLock { $0.watermark = seq } }
             held.applier = applier
         }
-        for batch in all { thread.post { held.applier?.submit(batch, through: batch.lastSeq) } }
+        for batch in all { thread.post { held.applier?.submit([batch]) } }
         for _ in 0..<3000 where told.state.withLock({ $0.watermark < last }) { usleep(10_000) }
         usleep(50_000)
         pool.shutdown()
