@@ -9,7 +9,7 @@ public struct FileModel: Codable, Sendable {
     public enum Kind: String, Codable, Sendable { case file, directory, symlink }
     public struct Object: Codable, Sendable {
         public var kind: Kind
-        /// Permission bits.
+        /// Permission bits, with those for set-user-id, set-group-id and sticky.
         public var mode: UInt32
         public var user: UInt32 = 0
         public var group: UInt32 = 0
@@ -87,12 +87,12 @@ public struct FileModel: Codable, Sendable {
         guard result >= 0 else { return }
         let number = find(operation.path)
         switch operation.kind {
-        case .create: _ = add(Object(.file, mode: UInt32(operation.value)), at: operation.path)
-        case .makeDirectory: _ = add(Object(.directory, mode: UInt32(operation.value)), at: operation.path)
+        case .create: make(Object(.file, mode: UInt32(operation.value)), at: operation.path)
+        case .makeDirectory: make(Object(.directory, mode: UInt32(operation.value)), at: operation.path)
         case .symlink:
             var object = Object(.symlink, mode: 0o777)
             object.target = operation.other
-            _ = add(object, at: operation.path)
+            make(object, at: operation.path)
         case .write, .append, .mapWrite:
             guard let number else { return }
             put(patternBytes(operation.pattern, at: operation.offset, count: result), at: operation.offset, of: number)
@@ -108,11 +108,7 @@ public struct FileModel: Codable, Sendable {
             drop(number)
         case .rename, .exchange: move(operation)
         case .mode: if let number { objects[number]?.mode = UInt32(operation.value) }
-        case .owner:
-            if let number {
-                objects[number]?.user = UInt32(operation.value)
-                objects[number]?.group = UInt32(operation.length)
-            }
+        case .owner: if let number { own(number, UInt32(operation.value), UInt32(operation.length)) }
         case .setAttribute:
             let bytes = patternBytes(operation.pattern, at: 0, count: operation.length)
             if let number { objects[number]?.attributes[operation.other] = Data(bytes) }
@@ -120,6 +116,30 @@ public struct FileModel: Codable, Sendable {
         case .times, .fsync, .fdatasync, .syncDirectory: break
         }
     }
+
+    /// In a directory with set-group-id, what is made belongs to its group, and a directory gets that bit too.
+    private mutating func make(_ object: Object, at path: String) {
+        var object = object
+        if let parent = place(path).flatMap({ objects[$0.parent] }), parent.mode & FileModel.setGroup != 0 {
+            object.group = parent.group
+            if object.kind == .directory { object.mode |= FileModel.setGroup }
+        }
+        _ = add(object, at: path)
+    }
+
+    /// A file that gets an owner runs as nobody else any more.
+    private mutating func own(_ number: Int, _ user: UInt32, _ group: UInt32) {
+        guard var object = objects[number] else { return }
+        (object.user, object.group) = (user, group)
+        if object.kind != .directory {
+            object.mode &= ~FileModel.setUser
+            if object.mode & 0o010 != 0 { object.mode &= ~FileModel.setGroup }
+        }
+        objects[number] = object
+    }
+
+    private static let setUser: UInt32 = 0o4000
+    private static let setGroup: UInt32 = 0o2000
 
     private mutating func put(_ bytes: [UInt8], at offset: Int, of number: Int) {
         guard !bytes.isEmpty, let size = objects[number]?.content.count else { return }

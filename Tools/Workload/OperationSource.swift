@@ -15,6 +15,8 @@ public struct OperationSource {
     public static let directoriesMax = 8
     /// In bytes.
     public static let sizeMax = 384 << 10
+    private static let fileModes = [0o644, 0o600, 0o664, 0o755, 0o4755, 0o2755, 0o2644]
+    private static let directoryModes = [0o755, 0o700, 0o1777, 0o2775]
 
     public init(seed: UInt64) { random = SeededGenerator(seed: seed) }
 
@@ -108,9 +110,10 @@ public struct OperationSource {
             else { return nil }
             operation.other = other
         case .exchange:
-            guard let path = pick(places.files), let other = pick(places.files + places.links), other != path else {
-                return nil
-            }
+            let all = places.files + places.links + places.directories.dropFirst()
+            guard let path = pick(all), let other = pick(all), other != path, !(other + "/").hasPrefix(path + "/"),
+                !(path + "/").hasPrefix(other + "/")
+            else { return nil }
             operation = FileOperation(kind, path)
             operation.other = other
         case .removeDirectory:
@@ -169,7 +172,9 @@ public struct OperationSource {
         guard let path = kind == .syncDirectory ? pick(places.directories) : pick(all) else { return nil }
         var operation = FileOperation(kind, path)
         switch kind {
-        case .mode: operation.value = [0o644, 0o600, 0o664, 0o755, 0o700][below(5)]
+        case .mode:
+            let modes = places.files.contains(path) ? OperationSource.fileModes : OperationSource.directoryModes
+            operation.value = modes[below(modes.count)]
         case .owner: (operation.value, operation.length) = (below(3) * 1000, below(3) * 1000)
         case .times: (operation.value, operation.length) = (1_000_000_000 + below(1_000_000_000), below(1_000_000_000))
         case .setAttribute:

@@ -30,6 +30,10 @@ enum Accident: Equatable {
     case flap(Place, Place, times: Int, milliseconds: Int)
     case pause(Victim, milliseconds: Int)
     case swap
+    /// All files compared while the writers write.
+    case verify(repair: Bool)
+    /// The other node made equal from the beginning, at so many KiB a second at most; 0: as fast as it goes.
+    case fullResync(rate: Int)
     /// SIGTERM to the daemon.
     case stop(Victim)
     /// So many KiB are left free on a file system.
@@ -59,6 +63,8 @@ enum Accident: Equatable {
             "flap the link \(a.rawValue)-\(b.rawValue) \(times) times, \(milliseconds) ms"
         case .pause(let victim, let milliseconds): "halt the room that is \(victim.rawValue) for \(milliseconds) ms"
         case .swap: "swap"
+        case .verify(let repair): repair ? "verify and repair" : "verify"
+        case .fullResync(let rate): "resync from the beginning" + (rate > 0 ? ", at most \(rate) KiB/s" : "")
         case .stop(let victim): "stop the daemon that is \(victim.rawValue)"
         case .fill(let victim, let disk, let leaving):
             "fill the disk of the \(disk.rawValue) of the room that is \(victim.rawValue), leaving \(leaving) KiB"
@@ -129,7 +135,7 @@ struct Schedule {
     }
 
     private mutating func draw() -> Accident {
-        switch below(40) {
+        switch below(46) {
         case 0..<4: return .killDaemon(victim())
         case 4..<7: return .loseRoom(victim())
         case 7..<11: return .cutPower(victim())
@@ -153,6 +159,8 @@ struct Schedule {
         case 31..<33: return .freeze(victim(), disk(), milliseconds: 500 + below(9000))
         case 33..<35: return .breakDisk(victim(), disk())
         case 35: return .replaceDisks
+        case 36..<39: return .verify(repair: below(2) == 0)
+        case 39..<42: return .fullResync(rate: below(2) * (1000 + below(8000)))
         default: return .fill(victim(), disk(), leaving: below(3000))
         }
     }

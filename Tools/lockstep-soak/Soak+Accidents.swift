@@ -69,7 +69,10 @@ extension Soak {
             room.pauseAll()
             usleep(useconds_t(milliseconds * 1000))
             room.resumeAll()
-        case .swap: swap()
+        case .swap: ask(["swap", "--timeout", "40"])
+        case .verify(let repair): ask(["verify", "--background"] + (repair ? ["--repair"] : []))
+        case .fullResync(let rate):
+            ask(["resync", "--full", "--background"] + (rate > 0 ? ["--rate", "\(rate)K"] : []))
         case .stop(let victim): try stopDaemon(node(victim))
         case .fill, .freeze, .breakDisk, .replaceDisks: try happenToDisk(accident)
         case .startWhatIsDown:
@@ -138,12 +141,12 @@ extension Soak {
     }
 
     /// It may well be refused, or fail.
-    private func swap() {
+    private func ask(_ words: [String]) {
         do {
-            try cluster.lockstep(node(.serving), ["swap", "--timeout", "40"], within: 60)
+            try cluster.lockstep(node(.serving), words, within: 60)
         } catch {
-            let words = "\(error)".split(separator: "\n").last ?? ""
-            progress.say("         the swap did not take place: \(words.suffix(160))")
+            let why = "\(error)".split(separator: "\n").last ?? ""
+            progress.say("         no \(words[0]): \(why.suffix(160))")
         }
     }
 
@@ -176,6 +179,7 @@ extension Soak {
         usleep(pause)
         if !round.witnessFirst { try mendWitness() }
 
+        for node in cluster.nodes { _ = try? cluster.lockstep(node, ["resync", "--rate", "none"], within: 60) }
         let mended = bootSeconds()
         var died: String?
         try cluster.waitUntilInSync(within: settings.patienceSeconds) {

@@ -22,7 +22,20 @@ extension Soak {
         result.entriesCompared += comparison.entriesCompared
         result.bytesCompared += comparison.bytesCompared
         try judgeNotes(names)
+        try judgeVerifications()
         unlink(Writer.pauseFile(records))
+    }
+
+    /// No verification has found a difference between files that are equal. A disk that failed cannot be read: that is one.
+    private func judgeVerifications() throws {
+        for node in cluster.nodes {
+            guard let log = cluster.daemon(node)?.log else { continue }
+            let lines = try String(contentsOfFile: log, encoding: .utf8).split(separator: "\n")
+            let claims = lines.filter { $0.contains("the two rooms differ: ") && !$0.contains("cannot be read") }
+            guard let claim = claims.first else { continue }
+            throw RoomsError(
+                "\(claims.count) differences claimed by a verification between files that are equal: \(claim)")
+        }
     }
 
     /// Waits for what is still being applied.
