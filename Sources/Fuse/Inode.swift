@@ -16,7 +16,7 @@ final class Inode {
     var gid: UInt32
     var rdev: UInt32
     var size: UInt64
-    /// In units of 512 bytes, as of the last look at the plain file.
+    /// In units of 512 bytes: as of the last look at the plain file, and what was written since, roughly.
     var blocks: UInt64
     var atime: Int64
     var mtime: Int64
@@ -62,7 +62,8 @@ final class Inode {
         var end: UInt64
     }
 
-    init(_ status: FileStatus) {
+    /// - Parameter dense: what is known to be allocated from the start on.
+    init(_ status: FileStatus, dense: UInt64) {
         file = status.file
         mode = status.attributes.mode
         links = status.links
@@ -75,7 +76,7 @@ final class Inode {
         mtime = status.attributes.mtime
         ctime = status.ctime
         blockSize = status.blockSize
-        denseBytes = status.blocks * 512 >= status.attributes.size ? status.attributes.size : 0
+        denseBytes = dense
     }
 
     /// A file that was just logged and is not among the plain files yet.
@@ -103,7 +104,10 @@ final class Inode {
     }
 
     /// Takes over what the plain file says. Only when nothing is unapplied.
-    func refresh(_ status: FileStatus) {
+    ///
+    /// Its ctime is the time of applying. What was seen at the change itself stays: a file whose ctime moves by itself is
+    /// one that "changed as we read it" for tar, and is hashed again by git.
+    func refresh(_ status: FileStatus, dense: UInt64) {
         mode = status.attributes.mode
         links = status.links
         uid = status.attributes.uid
@@ -112,9 +116,21 @@ final class Inode {
         blocks = status.blocks
         atime = status.attributes.atime
         mtime = status.attributes.mtime
-        ctime = status.ctime
-        if status.blocks * 512 >= status.attributes.size { denseBytes = status.attributes.size }
+        denseBytes = min(size, max(denseBytes, dense))
         isStale = false
+    }
+
+    /// So many bytes were written or allocated that no look has seen; `size` counts them already. A file that has content
+    /// never shows no blocks, for `tar -S` does not read such a one and archives zeros.
+    func addBlocks(_ length: UInt64) {
+        let sum = blocks.addingReportingOverflow(length / 512 + (length % 512 > 0 ? 1 : 0))
+        blocks = max(blocks, min(size / 512 + (size % 512 > 0 ? 1 : 0), sum.overflow ? .max : sum.partialValue))
+    }
+
+    /// Bytes of [offset, end) that may not be allocated yet.
+    func growth(_ offset: UInt64, _ end: UInt64) -> UInt64 {
+        // Behind a gap nothing is known.
+        offset > denseBytes ? end - offset : end - min(end, denseBytes)
     }
 
     /// The content of [start, end) changes with `seq`.

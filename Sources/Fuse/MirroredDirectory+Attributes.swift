@@ -39,37 +39,50 @@ extension MirroredDirectory {
         }
     }
 
+    private struct Look: Sendable {
+        var status: FileStatus
+        var hasCapability = false
+        var denseBytes: UInt64 = 0
+    }
+
     private func look(_ file: FileID) {
         let asked = log.lastSeq
         let changes = inodes[file]?.changes
-        work { tree throws(TreeError) -> (FileStatus, Bool) in
-            let status = try tree.status(of: file)
+        work { tree throws(TreeError) in
+            var look = Look(status: try tree.status(of: file))
+            guard look.status.isRegular else { return look }
             // Only a program's file capabilities matter, and only where there is something to execute.
-            let executable = status.isRegular && status.attributes.mode & 0o111 != 0
-            guard executable else { return (status, false) }
-            let capability = try tree.xattr(of: file, name: securityCapability)
-            return (status, capability != nil)
+            if look.status.attributes.mode & 0o111 != 0 {
+                look.hasCapability = try tree.xattr(of: file, name: securityCapability) != nil
+            }
+            // Enough blocks for all may also lie behind the end, and leave a hole before it. What was allocated and never
+            // written counts as a hole here.
+            let size = look.status.attributes.size
+            if size > 0, look.status.blocks * 512 >= size {
+                look.denseBytes = (try? tree.seek(file, from: 0, toHole: true)) ?? 0
+            }
+            return look
         } then: { [weak self] result in
             self?.looked(file, asked: asked, changes: changes, result)
         }
     }
 
-    private func looked(
-        _ file: FileID, asked: Seq, changes: UInt64?, _ result: Result<(FileStatus, Bool), FuseErrno>
-    ) {
+    private func looked(_ file: FileID, asked: Seq, changes: UInt64?, _ result: Result<Look, FuseErrno>) {
         let outcome: Result<Inode, FuseErrno>
         switch result {
-        case .success(let (status, capability)):
+        case .success(let look):
             if let inode = inodes[file] {
                 // Changed meanwhile: memory is newer.
-                if inode.changes == changes, !inodes.isDirty(inode) { inode.refresh(status) }
+                if inode.changes == changes, !inodes.isDirty(inode) {
+                    inode.refresh(look.status, dense: look.denseBytes)
+                }
                 outcome = .success(inode)
             } else if changes != nil || inodes.droppedSeq > asked {
                 // An inode that was changed and dropped in the meantime may have been this one.
-                return look(file)
+                return self.look(file)
             } else {
-                let inode = Inode(status)
-                inode.mayHaveCapability = capability
+                let inode = Inode(look.status, dense: look.denseBytes)
+                inode.mayHaveCapability = look.hasCapability
                 inodes.insert(inode)
                 outcome = .success(inode)
             }

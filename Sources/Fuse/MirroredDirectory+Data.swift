@@ -131,6 +131,7 @@ extension MirroredDirectory {
         inode.addPending(seq, write.offset, end)
         if write.offset <= inode.denseBytes, end > inode.denseBytes { inode.denseBytes = end }
         inode.size = max(inode.size, end)
+        inode.addBlocks(UInt64(write.length))
         inode.mtime = now
         inode.ctime = now
         touch(inode, seq)
@@ -236,7 +237,7 @@ extension MirroredDirectory {
                     allocateLocally(unique, inode, mode: mode, offset: offset, length: length)
                 }
             }
-            if let errno = log.spaceFor(bytes: mode == punch ? 0 : Int(clamping: length)) {
+            if let errno = log.spaceFor(bytes: mode == punch ? 0 : Int(clamping: inode.growth(offset, end))) {
                 return answer(unique, errno: errno)
             }
             let now = log.wallClock()
@@ -253,33 +254,41 @@ extension MirroredDirectory {
         if mode & LinuxFlags.allocateKeepSize == 0 { inode.size = max(inode.size, end) }
         if mode & LinuxFlags.allocatePunchHole != 0 {
             inode.denseBytes = min(inode.denseBytes, offset)
-        } else if offset <= inode.denseBytes {
-            inode.denseBytes = max(inode.denseBytes, end)
+        } else {
+            inode.addBlocks(end - offset)
+            if offset <= inode.denseBytes { inode.denseBytes = max(inode.denseBytes, end) }
         }
         inode.mtime = now
         inode.ctime = now
     }
 
     /// SEEK_DATA and SEEK_HOLE, from the plain file once it has everything.
-    func seek(_ unique: UInt64, _ file: FileID, _ offset: UInt64, _ whence: UInt32) {
+    /// - Parameter waited: everything that was logged when the request came is applied; what came later is not waited for,
+    ///   as with `read`.
+    func seek(_ unique: UInt64, _ file: FileID, _ offset: UInt64, _ whence: UInt32, waited: Bool = false) {
         guard whence == 3 || whence == 4 else { return answer(unique, errno: EINVAL) }
         withInode(unique, file) { [self] inode in
             guard offset < inode.size else { return answer(unique, errno: ENXIO) }
-            if inodes.isDirty(inode), !inode.isLocal {
+            let isDirty = inodes.isDirty(inode) && !inode.isLocal
+            if isDirty, !waited {
                 let seq = inode.lastSeq
                 log.when(seq, .applied) { [weak self] outcome in
                     guard let self else { return }
                     guard outcome == .done else { return answer(unique, errno: EIO) }
                     inodes.advance(seq)
-                    whenServing { [self] in seek(unique, file, offset, whence) }
+                    whenServing { [self] in seek(unique, file, offset, whence, waited: true) }
                 }
                 return
             }
+            let size = inode.size
             work { tree throws(TreeError) in
                 try tree.seek(file, from: offset, toHole: whence == 4)
             } then: { [weak self] result in
                 switch result {
                 case .success(let found): self?.answer(unique, FuseReply.offset(found))
+                case .failure(let error) where error.code == ENXIO && isDirty:
+                    // What is not applied yet may lie there: "data" is never wrong, it is only read.
+                    self?.answer(unique, FuseReply.offset(whence == 4 ? size : offset))
                 case .failure(let error): self?.answer(unique, errno: error.code)
                 }
             }

@@ -43,7 +43,7 @@ extension MirroredDirectory {
             guard let self, case .success(let status) = result, let inode = inodes[file], inode.changes == changes,
                 !inodes.isDirty(inode)
             else { return }
-            inode.refresh(status)
+            inode.refresh(status, dense: 0)
         }
     }
 }

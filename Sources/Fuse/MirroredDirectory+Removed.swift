@@ -75,6 +75,7 @@ extension MirroredDirectory {
             return 0
         } _: { [self] in
             inode.size = max(inode.size, end)
+            inode.addBlocks(UInt64(payload.count))
             inode.mtime = log.wallClock()
             inode.ctime = inode.mtime
             answerWritten(unique, payload.count)

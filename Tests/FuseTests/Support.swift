@@ -37,6 +37,8 @@ final class LocalLog: ChangeLog {
     var holdsWrite = false
     var holdsSync = false
     var holdsApply = false
+    /// Later records are not applied; nil: all are.
+    var appliesThrough: Seq?
     var hasRoom = true
     var spaceError: Int32?
     /// Nothing is kept or applied: for measuring the mount alone.
@@ -114,7 +116,7 @@ final class LocalLog: ChangeLog {
 
     private func applyNext() {
         // Nothing is applied before it is on every disk: the files never run ahead of the mirror.
-        let ready = unapplied.prefix(64).prefix { $0.seq <= syncLevel }
+        let ready = unapplied.prefix(64).prefix { $0.seq <= min(syncLevel, appliesThrough ?? syncLevel) }
         guard !isApplying, !holdsApply, !ready.isEmpty, failure == nil else { return }
         isApplying = true
         let batch = Array(ready)
@@ -146,7 +148,12 @@ final class LocalLog: ChangeLog {
         clock_gettime(CLOCK_REALTIME, &now)
         return Int64(now.tv_sec) * 1_000_000_000 + Int64(now.tv_nsec)
     }
-    func spaceFor(bytes: Int) -> Int32? { bytes > 0 ? spaceError : nil }
+    /// Bytes of the last change that space was asked for.
+    private(set) var lastReckoned = 0
+    func spaceFor(bytes: Int) -> Int32? {
+        lastReckoned = bytes
+        return bytes > 0 ? spaceError : nil
+    }
 }
 
 /// A mirrored directory on one node, mounted below /tmp, with a plain directory beside it.
@@ -163,11 +170,15 @@ final class Mounted: @unchecked Sendable {
     private var directory: MirroredDirectory!
     private var log: LocalLog!
     private var tree: PlainTree!
+    private let hasOwnDisk: Bool
 
-    init() throws {
+    /// - Parameter fileSystem: of the plain files, on a disk image of their own; nil: whatever /tmp is on.
+    init(on fileSystem: String? = nil, limits: MirroredDirectory.Limits? = nil) throws {
         Mounted.clearLeftovers()
         root = "/tmp/lockstep-fuse-\(getpid())-\(UInt32.random(in: 0...UInt32.max))"
         for name in ["", "/mirror", "/backing", "/plain", "/state"] { precondition(mkdir(root + name, 0o755) == 0) }
+        hasOwnDisk = fileSystem != nil
+        if let fileSystem { try Mounted.mountDisk(fileSystem, image: root + "/image", at: root + "/backing") }
         pool = try WorkerPool(threads: 3, name: "fuse-work")
         applyPool = try WorkerPool(threads: 1, name: "fuse-apply")
         try MountGuard.place(at: path, name: "test")
@@ -175,9 +186,18 @@ final class Mounted: @unchecked Sendable {
         thread = try ReactorThread(name: "fuse-data", logger: quiet) { [self] reactor in
             log = LocalLog(tree: tree, pool: applyPool, reactor: reactor)
             directory = try MirroredDirectory(
-                reactor: reactor, pool: pool, tree: tree, log: log, mountPoint: path, name: "test", limits: .ext4,
-                logger: quiet)
+                reactor: reactor, pool: pool, tree: tree, log: log, mountPoint: path, name: "test",
+                limits: limits ?? .init(fileSystemType: tree.fileSystemType), logger: quiet)
         }
+    }
+
+    private static func mountDisk(_ fileSystem: String, image: String, at path: String) throws {
+        let fd = open(image, O_RDWR | O_CREAT, 0o600)
+        ftruncate(fd, 320 << 20)
+        Glibc.close(fd)
+        let force = fileSystem == "ext4" ? "-F" : "-f"
+        try #require(run("/sbin/mkfs.\(fileSystem)", "-q", force, image) == 0, "needs mkfs.\(fileSystem)")
+        try #require(run("/bin/mount", "-o", "loop", image, path) == 0, "needs root and loop devices")
     }
 
     /// What a test run that was killed has left.
@@ -193,6 +213,7 @@ final class Mounted: @unchecked Sendable {
             let left = "/tmp/\(name)/mirror"
             MountGuard.clear(left)
             MountGuard.remove(at: left)
+            run("/bin/umount", "-q", "/tmp/\(name)/backing")
             run("/bin/rm", "-rf", "--one-file-system", "/tmp/\(name)")
         }
     }
@@ -224,12 +245,15 @@ final class Mounted: @unchecked Sendable {
         applyPool.shutdown()
         tree = nil
         MountGuard.remove(at: path)
+        if hasOwnDisk { #expect(run("/bin/umount", backing) == 0) }
         run("/bin/rm", "-rf", "--one-file-system", root)
     }
 }
 
-func withMounted(_ body: (Mounted) throws -> Void) throws {
-    let mounted = try Mounted()
+func withMounted(
+    on fileSystem: String? = nil, limits: MirroredDirectory.Limits? = nil, _ body: (Mounted) throws -> Void
+) throws {
+    let mounted = try Mounted(on: fileSystem, limits: limits)
     defer { mounted.close() }
     try body(mounted)
 }
