@@ -185,6 +185,10 @@ public enum RecordLimits {
     public static let targetBytes = 4096
     public static let xattrValueBytes = 65536
     public static let xattrCount = 512
+    /// Extended attributes of one file together, as `xattrBytes(_:_:)` counts them: an image carries all in one record.
+    public static let xattrsBytes = 65536
+    /// What an attribute counts: its name, its value, and the head that file systems have.
+    public static func xattrBytes(_ name: FileName, _ valueCount: Int) -> Int { 32 + name.count + valueCount }
     /// Entries of one `imageDirectory` record.
     public static let imageEntries = 512
     /// A payload up to this length is stored inline.

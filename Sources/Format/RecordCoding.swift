@@ -133,7 +133,7 @@ extension RecordBody {
             writer.put(counted: name)
             writer.put(attributes)
             writer.put(counted: target)
-            writer.put(xattrs)
+            writer.put(recorded: xattrs)
         case .link(let file, let parent, let name):
             writer.put(file)
             writer.put(parent)
@@ -159,7 +159,7 @@ extension RecordBody {
         case .imageDirectory(let directory, let attributes, let xattrs, let part, let isLast, let entries):
             writer.put(directory)
             writer.put(attributes)
-            writer.put(xattrs)
+            writer.put(recorded: xattrs)
             writer.put(part)
             writer.put(isLast)
             writer.put(UInt32(entries.count))
@@ -172,7 +172,7 @@ extension RecordBody {
             writer.put(file)
             writer.put(attributes)
             writer.put(counted: target)
-            writer.put(xattrs)
+            writer.put(recorded: xattrs)
         case .verify(let check): writer.put(check)
         case .repair(let file, let offset):
             writer.put(file)
@@ -180,7 +180,7 @@ extension RecordBody {
         case .repairFile(let file, let attributes, let xattrs):
             writer.put(file)
             writer.put(attributes)
-            writer.put(xattrs)
+            writer.put(recorded: xattrs)
         }
     }
 
@@ -253,6 +253,10 @@ extension ByteWriter {
         put(attributes.size)
         put(attributes.atime)
         put(attributes.mtime)
+    }
+    fileprivate mutating func put(recorded xattrs: [ExtendedAttribute]) {
+        assert(xattrs.count <= RecordLimits.xattrCount, "no reader takes so many extended attributes")
+        put(xattrs)
     }
     public mutating func put(_ xattrs: [ExtendedAttribute]) {
         put(UInt32(xattrs.count))

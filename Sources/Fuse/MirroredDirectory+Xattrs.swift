@@ -19,11 +19,10 @@ extension MirroredDirectory {
 
     private struct XattrState: Sendable {
         var exists: Bool
-        /// Bytes of all others.
+        /// All others: how many, and their bytes.
+        var otherCount: Int
         var otherBytes: Int
     }
-
-    private static func bytes(_ name: FileName, _ valueCount: Int) -> Int { 32 + name.count + valueCount }
 
     /// Locks the file, waits for its earlier changes, and looks what attributes it has.
     private func beginXattr(
@@ -42,13 +41,14 @@ extension MirroredDirectory {
                 }
                 whenXattrsApplied(unique, inode) { [self] in
                     work { tree throws(TreeError) in
-                        var state = XattrState(exists: false, otherBytes: 0)
+                        var state = XattrState(exists: false, otherCount: 0, otherBytes: 0)
                         for other in try tree.xattrNames(of: file) {
                             if other == name {
                                 state.exists = true
                             } else {
                                 let value = try tree.xattr(of: file, name: other) ?? []
-                                state.otherBytes += MirroredDirectory.bytes(other, value.count)
+                                state.otherCount += 1
+                                state.otherBytes += RecordLimits.xattrBytes(other, value.count)
                             }
                         }
                         return state
@@ -103,7 +103,9 @@ extension MirroredDirectory {
             var errno: Int32?
             if flags & LinuxFlags.xattrCreate != 0, state.exists { errno = EEXIST }
             if flags & LinuxFlags.xattrReplace != 0, !state.exists { errno = ENODATA }
-            if state.otherBytes + MirroredDirectory.bytes(name, value.count) > limits.xattrBytes { errno = ENOSPC }
+            if state.otherBytes + RecordLimits.xattrBytes(name, value.count) > limits.xattrBytes { errno = ENOSPC }
+            // An image of the file carries no more, so it could never come back to the other room.
+            if state.otherCount >= RecordLimits.xattrCount { errno = ENOSPC }
             if let errno = errno ?? log.spaceFor(bytes: value.count) {
                 answer(unique, errno: errno)
                 return give(back: holding)

@@ -40,19 +40,36 @@ public final class MirroredDirectory {
         /// Bytes of all extended attributes of one file together, names and a header of 32 bytes each included; our
         /// own is not counted.
         public var xattrBytes: Int
-        public init(fileBytes: UInt64, links: UInt32, xattrBytes: Int) {
+        /// Bytes of a symbolic link's target.
+        public var targetBytes: Int
+        public init(fileBytes: UInt64, links: UInt32, xattrBytes: Int, targetBytes: Int) {
             self.fileBytes = fileBytes
             self.links = links
             self.xattrBytes = xattrBytes
+            self.targetBytes = targetBytes
         }
-        /// ext4 with 4 KiB blocks, the narrowest of the supported ones. Its attributes share one block.
-        public static let ext4 = Limits(fileBytes: (16 << 40) - 4096, links: 65_000, xattrBytes: 3_900)
-        /// A file system by its type, as `PlainTree.fileSystemType` names it.
-        public init(fileSystemType: String) {
+        /// The longest file anywhere, 1 PiB: whoever compares the rooms steps over its holes piece by piece, and would
+        /// never come to the end of an exabyte.
+        public static let fileBytesMax: UInt64 = 1 << 50
+        /// A file system by its type, as `PlainTree.fileSystemType` names it, and the size of its blocks.
+        public init(fileSystemType: String, blockBytes: Int = 4096) {
+            let block = UInt64(clamping: max(512, blockBytes))
+            // Of a block that others share: their heads, and our own attribute.
+            let shared = Int(min(block, 65_536)) - 196
             switch fileSystemType {
-            case "xfs": self.init(fileBytes: 1 << 62, links: 2_000_000_000, xattrBytes: 65_536)
-            case "btrfs": self.init(fileBytes: 1 << 62, links: 65_535, xattrBytes: 15_000)
-            default: self = .ext4
+            case "xfs":
+                self.init(
+                    fileBytes: Limits.fileBytesMax, links: 2_000_000_000, xattrBytes: RecordLimits.xattrsBytes,
+                    targetBytes: 1023)
+            case "btrfs":
+                // A link's target lies in a leaf of the tree, which may be as small as a block.
+                self.init(
+                    fileBytes: Limits.fileBytesMax, links: 65_535, xattrBytes: 15_000, targetBytes: min(4095, shared))
+            default:
+                // ext4, the narrowest of the supported ones: block numbers have 32 bits, attributes share one block.
+                self.init(
+                    fileBytes: min(Limits.fileBytesMax, ((1 << 32) - 1) * block), links: 65_000, xattrBytes: shared,
+                    targetBytes: Int(min(4096, block)) - 1)
             }
         }
     }

@@ -20,8 +20,9 @@ import Format
         records.count >= BatchLimits.records || meta.count >= BatchLimits.metaBytes - OpenBatch.metaHeadroomBytes
             || gatheredBytes > (BatchLimits.payloadPages * Batch.pageBytes) - RecordLimits.payloadBytes
     }
-    /// Room kept for the longest single record: one with an xattr value of 64 KiB and two names.
-    static let metaHeadroomBytes = 192 << 10
+    /// Room kept for the longest single record: a part of a directory's image, with all its names as long as can be (135
+    /// KiB) and 64 KiB of extended attributes.
+    static let metaHeadroomBytes = 256 << 10
 
     private mutating func clear() {
         records.removeAll(keepingCapacity: true)

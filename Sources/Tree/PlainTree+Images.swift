@@ -11,7 +11,7 @@ extension PlainTree {
     /// caller sees to it that no record of this directory is applied meanwhile.
     public func imageOfDirectory(_ directory: FileID) throws(TreeError) -> [RecordBody] {
         let status = try status(of: directory)
-        let xattrs = try allXattrs(of: directory)
+        let xattrs = try imageXattrs(of: directory)
         var entries: [ImageEntry] = []
         var cursor: UInt64 = 0
         while true {
@@ -43,7 +43,25 @@ extension PlainTree {
         let status = try status(of: file)
         let target = status.isSymbolicLink ? try readLink(file) : []
         return .imageFile(
-            file: file, attributes: status.attributes, target: target, xattrs: try allXattrs(of: file))
+            file: file, attributes: status.attributes, target: target, xattrs: try imageXattrs(of: file))
+    }
+
+    /// As `allXattrs`, for a record.
+    /// - Throws: E2BIG for more than a record carries, with the path: what no reader takes must not get into the log.
+    private func imageXattrs(of file: FileID) throws(TreeError) -> [ExtendedAttribute] {
+        let found = try allXattrs(of: file)
+        let bytes = found.reduce(0) { $0 + RecordLimits.xattrBytes($1.name, $1.value.count) }
+        guard found.count > RecordLimits.xattrCount || bytes > RecordLimits.xattrsBytes else { return found }
+        let place = try withDescriptor(of: file, writable: false) { (fd) throws(TreeError) in path(of: fd) }
+        throw PlainTree.tooManyXattrs(found.count, bytes, place)
+    }
+
+    static func tooManyXattrs(_ count: Int, _ bytes: Int, _ path: String) -> TreeError {
+        TreeError(
+            "mirror the extended attributes of", "\(path): \(count) of \(bytes) bytes", code: E2BIG,
+            remedy: "At most \(RecordLimits.xattrCount) of \(RecordLimits.xattrsBytes) bytes together (32 for each "
+                + "included) go to the other room. Remove some (`getfattr -d -m - FILE` shows them, `setfattr -x NAME "
+                + "FILE` removes one), or take the file out")
     }
 
     /// Extended attributes in the order of their names.

@@ -42,6 +42,7 @@ extension PlainTree {
     ///   - retagging: numbers found are replaced too. For the first start of a mirror on files of an earlier one, whose
     ///     numbers would collide with its own.
     /// - Returns: how many objects were given a number.
+    /// - Throws: also for what the mirror cannot carry: E2BIG for extended attributes.
     public func adoptScan(allocator: inout FileIDAllocator, retagging: Bool) throws(TreeError) -> Int {
         var numbers = allocator
         var tagged = 0
@@ -50,6 +51,7 @@ extension PlainTree {
         let fresh = try FileTable.create(path: tablePath, identity: treeIdentity)
         cache.removeAll()
         _ = try walk(fresh) { (fd, tag) throws(TreeError) in
+            try checkXattrs(fd)
             if let tag, !retagging { return tag }
             let stat = try System.stat(fd)
             let isLinked = stat.links > 1 && stat.mode & S_IFMT != S_IFDIR
@@ -65,6 +67,15 @@ extension PlainTree {
         state.withLock { $0.table = fresh }
         allocator = numbers
         return tagged
+    }
+
+    /// Refuses an object with more extended attributes than a record of it carries.
+    private func checkXattrs(_ fd: Int32) throws(TreeError) {
+        let names = try System.xattrNames(fd).filter { !$0.starts(with: PlainTree.ownXattrPrefix) }
+        var bytes = 0
+        for name in names { bytes += RecordLimits.xattrBytes(name, try System.xattr(fd, name)?.count ?? 0) }
+        guard names.count > RecordLimits.xattrCount || bytes > RecordLimits.xattrsBytes else { return }
+        throw PlainTree.tooManyXattrs(names.count, bytes, path(of: fd))
     }
 
     /// Visits every object below the root and in staging, directories before what is in them, and enters it into

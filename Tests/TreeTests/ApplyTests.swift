@@ -272,6 +272,33 @@ extension PlainTree {
         #expect(throws: TreeError.self) { try tree.adoptScan(allocator: &allocator, retagging: false) }
     }
 
+    @Test(arguments: [(513, 1), (2, 40_000)])
+    func moreAttributesThanARecordCarriesAreRefusedByPath(count: Int, length: Int) throws {
+        let disk = try #require(LoopMount("xfs"), "needs root, loop devices and mkfs.xfs")
+        let base = disk.path + "/backing"
+        run("/bin/sh", "-c", "mkdir \(base)/d && echo hello > \(base)/d/tagged")
+        let value = [UInt8](repeating: 7, count: length)
+        let tree = try disk.openTree(.create)
+        var allocator = FileIDAllocator(epoch: Epoch(rawValue: 1))
+        let set = { (index: Int) in
+            value.withUnsafeBytes {
+                clinux_setxattr(base + "/d/tagged", "user.\(index)", $0.baseAddress, $0.count, 0, 0)
+            }
+        }
+        for index in 1..<count { #expect(set(index) == 0) }
+        #expect(try tree.adoptScan(allocator: &allocator, retagging: true) == 2)
+        let directory = try tree.lookup(parent: .root, name: name("d")).file
+        let file = try tree.lookup(parent: directory, name: name("tagged")).file
+        _ = try tree.imageOfFile(file)
+        #expect(set(count) == 0)
+        let refused = { (error: any Error) in
+            let text = "\(error)"
+            return (error as? TreeError)?.code == E2BIG && text.contains(base + "/d/tagged")
+        }
+        #expect { try tree.adoptScan(allocator: &allocator, retagging: true) } throws: { refused($0) }
+        #expect { try tree.imageOfFile(file) } throws: { refused($0) }
+    }
+
     @Test func readingWithoutBlockingNeverOpensAFile() throws {
         let scratch = Scratch()
         let tree = try openTree(scratch)
