@@ -237,25 +237,37 @@ final class VerifyRun {
         case (_, .gone):
             note(task, .missing, detail: "not on \(name(plane.node.peer))", state: .failed)
         case (.file(let left), .file(let right)):
-            let bytes = min(VerifyLimits.windowBytes, max(left.attributes.size, right.attributes.size))
-            owner.bucket.take(Int(bytes), now: plane.reactor.now)
-            compared(task, bytes)
-            task.isDirectory = left.attributes.mode & S_IFMT == S_IFDIR
-            let details = differences(left, right)
-            if !details.isEmpty, !task.attributesAreSettled {
-                task.attributesAreSettled = true
-                let text = details.joined(separator: "; ")
-                // Content comes after it: what a file holds behind the end of the other one depends on its size.
-                if progress.options.repair { return repairAttributes(task, text) }
-                note(task, .attributes, detail: text, state: .found)
-            }
-            guard left.attributes.mode & S_IFMT == S_IFREG, right.attributes.mode & S_IFMT == S_IFREG else { return }
-            task.size = max(left.attributes.size, right.attributes.size)
-            task.next = VerifyLimits.windowBytes
-            if left.content != right.content { lookClosely(task, 0..<VerifyLimits.windowBytes) }
+            compareFiles(task, left, right, window: VerifyLimits.windowBytes)
         default:
-            unreadable(task, mine, theirs, 0..<VerifyLimits.windowBytes)
+            // One bad block at its beginning must not hide the rest: attributes alone, then content like any other.
+            ask(task, .file) { [self] mine, theirs, _ in
+                switch (mine, theirs) {
+                case (.gone, _): return
+                case (.file(let left), .file(let right)): compareFiles(task, left, right, window: 0)
+                default: unreadable(task, mine, theirs, 0..<0)
+                }
+            }
         }
+    }
+
+    /// - Parameter window: bytes of content, from the beginning, that both answers cover.
+    private func compareFiles(_ task: VerifyTask, _ left: VerifiedFile, _ right: VerifiedFile, window: UInt64) {
+        let bytes = min(window, max(left.attributes.size, right.attributes.size))
+        owner.bucket.take(Int(bytes), now: plane.reactor.now)
+        compared(task, bytes)
+        task.isDirectory = left.attributes.mode & S_IFMT == S_IFDIR
+        let details = differences(left, right)
+        if !details.isEmpty, !task.attributesAreSettled {
+            task.attributesAreSettled = true
+            let text = details.joined(separator: "; ")
+            // Content comes after it: what a file holds behind the end of the other one depends on its size.
+            if progress.options.repair { return repairAttributes(task, text) }
+            note(task, .attributes, detail: text, state: .found)
+        }
+        guard left.attributes.mode & S_IFMT == S_IFREG, right.attributes.mode & S_IFMT == S_IFREG else { return }
+        task.size = max(left.attributes.size, right.attributes.size)
+        task.next = window
+        if left.content != right.content { lookClosely(task, 0..<VerifyLimits.windowBytes) }
     }
 
     /// One more window of content: one hash over up to 1 MiB of data, or over up to 64 MiB where this node has a hole.

@@ -12,6 +12,7 @@ internal import Ring
 extension PlainTree {
     /// Never fails: what cannot be read is an answer too.
     public func verify(_ check: VerifyCheck) -> VerifyOutcome {
+        if let errno = state.withLock({ $0.verifyFault })?(check) { return .failed(errno) }
         do throws(TreeError) {
             // An object that was removed and is still open has no name: nobody could reach it after a takeover.
             guard !isImaging, !isParked(check.file), try referenceIfKnown(to: check.file) != nil else { return .gone }

@@ -49,6 +49,8 @@ public final class PlainTree: Sendable {
 
     struct State {
         var table: FileTable
+        /// Set by tests: the errno that a question of a verification meets on a bad disk.
+        var verifyFault: (@Sendable (VerifyCheck) -> Int32?)?
         /// When the table was last built because an open had failed (boot clock, ns).
         var lastRepair: UInt64?
         /// Files that stay until released, although their last name may go.

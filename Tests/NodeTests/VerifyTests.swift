@@ -136,6 +136,44 @@ func bytes(_ path: String) -> [UInt8] {
         #expect(pair.differences() == [])
     }
 
+    /// A block at the beginning of a file that one node cannot read, until it is written anew.
+    @Test func failure37AnUnreadableBlockAtTheBeginningIsRepairedAndHidesNothingBehindIt() throws {
+        let pair = try Pair.inSync()
+        let data = noise(3_000_000, 7)
+        let file = pair.a.create("ledger")
+        for start in stride(from: 0, to: data.count, by: 500_000) {
+            let last = pair.a.write(file, Array(data[start..<min(start + 500_000, data.count)]), at: UInt64(start))
+            pair.a.waitForSync(last)
+        }
+        pair.settle()
+        let path = pair.path(pair.b, "ledger")
+        let bad: Range<UInt64> = 8192..<12_288
+        let block = Array(data[8192..<12_288])
+        put(path, [block[5] ^ 1], at: 8197)
+        put(path, [data[2_500_000] ^ 1], at: 2_500_000)
+        precondition(chmod(path, 0o600) == 0)
+        pair.b.call { plane in
+            plane.tree.state.withLock { state in
+                state.verifyFault = { check in
+                    guard check.file == file, check.aspect != .names, check.aspect != .entries,
+                        check.offset < bad.upperBound, check.offset + check.length > bad.lowerBound
+                    else { return nil }
+                    return Array(bytes(path)[8192..<12_288]) == block ? nil : EIO
+                }
+            }
+        }
+        let found = pair.verify()
+        #expect(found.contains { $0.kind == .unreadable } && found.contains { $0.kind == .attributes })
+        #expect(found.contains { $0.kind == .data && $0.offset == 2_498_560 })
+        let repaired = pair.verify(VerifyOptions(repair: true))
+        #expect(repaired.count == 3 && repaired.allSatisfy { $0.state == .repaired })
+        #expect(repaired.contains { $0.kind == .attributes })
+        #expect(repaired.contains { $0.kind == .data && $0.detail.contains("could read it") })
+        let isRight = bytes(path) == data
+        #expect(isRight)
+        #expect(pair.verify() == [] && pair.differences() == [])
+    }
+
     @Test func whatNothingProvesIsNotRepairedUnlessTheAdministratorChooses() throws {
         // In the files of both before there was a journal, so no record covers it.
         let fill: (String) -> Void = { root in
