@@ -70,17 +70,29 @@ public struct Acknowledgement: Sendable, Hashable {
     public var durable: Seq
     /// In the plain files.
     public var applied: Seq
-    /// Room for further batches in the follower's journal, bytes.
-    public var freeJournalBytes: UInt64
-    /// Room in the follower's backing file system, bytes.
-    public var freeSpaceBytes: UInt64
+    /// In the follower's backing file system.
+    public var room: DiskRoom
 
-    public init(received: Seq, durable: Seq, applied: Seq, freeJournalBytes: UInt64, freeSpaceBytes: UInt64) {
+    public init(received: Seq, durable: Seq, applied: Seq, room: DiskRoom) {
         self.received = received
         self.durable = durable
         self.applied = applied
-        self.freeJournalBytes = freeJournalBytes
-        self.freeSpaceBytes = freeSpaceBytes
+        self.room = room
+    }
+}
+
+/// What a node's backing file system still takes.
+public struct DiskRoom: Sendable, Hashable {
+    public var bytes: UInt64
+    /// Files that may still be made, the node's reserve apart; the highest number when there is no limit.
+    public var files: UInt64
+    /// Everything up to here was in the files when the room was looked at; what lies behind may need some of it.
+    public var seq: Seq
+
+    public init(bytes: UInt64, files: UInt64, seq: Seq) {
+        self.bytes = bytes
+        self.files = files
+        self.seq = seq
     }
 }
 
@@ -188,8 +200,9 @@ public enum DataMessage: Sendable, Hashable {
             writer.put(acknowledgement.received)
             writer.put(acknowledgement.durable)
             writer.put(acknowledgement.applied)
-            writer.put(acknowledgement.freeJournalBytes)
-            writer.put(acknowledgement.freeSpaceBytes)
+            writer.put(acknowledgement.room.bytes)
+            writer.put(acknowledgement.room.files)
+            writer.put(acknowledgement.room.seq)
         case .commit(let seq):
             writer.put(UInt8(6))
             writer.put(seq)
@@ -237,8 +250,9 @@ public enum DataMessage: Sendable, Hashable {
             self = .acknowledgement(
                 Acknowledgement(
                     received: try reader.getSeq(), durable: try reader.getSeq(), applied: try reader.getSeq(),
-                    freeJournalBytes: try reader.get(UInt64.self, "free journal"),
-                    freeSpaceBytes: try reader.get(UInt64.self, "free space")))
+                    room: DiskRoom(
+                        bytes: try reader.get(UInt64.self, "free space"),
+                        files: try reader.get(UInt64.self, "free files"), seq: try reader.getSeq())))
         case 6: self = .commit(seq: try reader.getSeq())
         case 7:
             let raw = try reader.get(UInt8.self, "kind of resynchronisation")

@@ -45,10 +45,13 @@ public protocol ChangeLog: AnyObject {
     func wallClock() -> Int64
     /// nil, or the errno for the application (ENOSPC) when a node is short of space or the journal cannot take it.
     /// `bytes`: what the plain files may grow by in the worst case; 0 for a change that needs no space worth naming.
-    func spaceFor(bytes: Int) -> Int32?
+    /// `files`: how many it makes. Asked right before the change is logged.
+    func spaceFor(bytes: Int, files: Int) -> Int32?
 }
 
 extension ChangeLog {
     /// A log without a lease always may.
     public var mayServe: Bool { true }
+    /// Of a change that makes no file.
+    public func spaceFor(bytes: Int) -> Int32? { spaceFor(bytes: bytes, files: 0) }
 }

@@ -189,7 +189,7 @@ extension MirroredDirectory {
         begin(unique, [request.node], names: [(request.node, name)]) { [self] holding, parents, found in
             if let existing = found[0] { return makeExisting(request, existing, holding) }
             let needed = MirroredDirectory.directoryGrowthBytes + target.count
-            if let errno = log.spaceFor(bytes: needed) { return fail(unique, errno, holding) }
+            if let errno = log.spaceFor(bytes: needed, files: 1) { return fail(unique, errno, holding) }
             let parent = parents[0]
             let now = log.wallClock()
             let attributes = newAttributes(request, parent, mode: mode, rdev: rdev, target: target, now: now)

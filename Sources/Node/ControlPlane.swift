@@ -47,6 +47,8 @@ final class ControlPlane {
     private(set) var promotion = PromotionState.none
     /// Why this node is not brought back; empty when nothing holds it.
     private(set) var heldBack = ""
+    /// Why a record is not in the plain files yet: they are full.
+    private(set) var full = ""
     /// When the other node last said anything, boot clock; nil: not since this process started.
     private(set) var peerHeardAt: UInt64?
     private(set) var witness = WitnessState.unknown
@@ -186,6 +188,7 @@ final class ControlPlane {
             if let damage, problem == damage { problem = "" }
             damage = nil
         case .heldBack(let text): heldBack = text ?? ""
+        case .full(let text): full = text ?? ""
         }
     }
 

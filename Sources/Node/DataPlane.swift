@@ -23,6 +23,8 @@ enum DataReport: Sendable {
     case usable
     /// This node is not brought back, because what it would lose cannot be saved; nil: it is, or need not be.
     case heldBack(String?)
+    /// A record waits for room in the plain files; nil: none does.
+    case full(String?)
 }
 
 /// The data side of one mirror on one node: log, peer link, plain files and the directory the application sees, put
@@ -100,6 +102,9 @@ final class DataPlane {
     private(set) var draining = false
     private var drainDeadline: UInt64 = 0
     private(set) var isBroken = false
+    /// A record that waits for room in the plain files.
+    var fullAt: Seq?
+    var isAskingForSpace = false
     private(set) var isStopping = false
     /// The control side has said that there is no lease.
     private(set) var isFrozen = false
@@ -138,6 +143,7 @@ final class DataPlane {
         link.onReadBack = { [unowned self] bytes in resyncPacer.took(bytes) }
         log.onProgress = { [unowned self] in progressed() }
         log.onFailure = { [unowned self] failure in failed(failure) }
+        log.onFull = { [unowned self] seq, error in ranOutOfSpace(seq, error) }
         link.onMerged = { [unowned self] in
             reportPosition()
             report(.member(.merged))
@@ -457,6 +463,8 @@ final class DataPlane {
     }
 
     private func openDirectory(_ decision: Decision) {
+        // What was inherited has been applied since it was last looked at.
+        checkSpace()
         do {
             directory = try mount(self)
             phase = .open(decision)
@@ -645,20 +653,6 @@ final class DataPlane {
                     done(true)
                 }
             }
-        }
-    }
-
-    private func checkSpace() {
-        let tree = tree
-        let handle = reactor.handle
-        let bound = ThreadBound({ [self] (bytes: UInt64?) in
-            guard let bytes else { return }
-            log.setFreeSpace(Int64(clamping: bytes))
-            link.freeSpaceBytes = bytes
-        })
-        workers.submit {
-            let statistics = try? tree.statistics()
-            _ = handle.post { bound.value(statistics.map { $0.blocksAvailable * $0.blockSize }) }
         }
     }
 

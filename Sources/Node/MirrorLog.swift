@@ -87,9 +87,7 @@ final class MirrorLog {
     /// nil until this process has served.
     private var fileIDs: FileIDAllocator?
     private(set) var statistics = LogStatistics()
-    /// Free bytes of this node's backing file system, less what has been granted since they were asked for.
-    private var freeSpace: Int64 = 0
-    var peerFreeSpace: UInt64?
+    var space = SpaceLedger()
 
     /// Answers to writes go up to here, however far the levels are: the application is being slowed. nil: no limit.
     var answerLimit: Seq? {
@@ -107,6 +105,8 @@ final class MirrorLog {
     /// Levels, durable or applied seq have moved.
     var onProgress: (() -> Void)?
     var onFailure: ((MirrorFailure) -> Void)?
+    /// A record found no room in the plain files; it is tried again when somebody says so.
+    var onFull: ((Seq, TreeError) -> Void)?
     /// Hears of every batch as it is closed or received.
     var onTaken: ((Batch) -> Void)?
     /// Hears of every change the application makes (length: of a write's payload), while the files are compared.
@@ -134,7 +134,9 @@ final class MirrorLog {
         journal.listsWhenIdle = false
         journal.onRoom = { [unowned self] in roomAppeared() }
         applier.onWatermark = { [unowned self] seq in appliedReached(seq) }
-        applier.onFailure = { [unowned self] seq, error in onFailure?(.apply(seq, "\(error)")) }
+        applier.onFailure = { [unowned self] seq, error in
+            if error.isOutOfSpace { onFull?(seq, error) } else { onFailure?(.apply(seq, "\(error)")) }
+        }
         reactor.beforeSleep { [unowned self] in ship() }
     }
 
@@ -152,6 +154,7 @@ final class MirrorLog {
         if let follower { core.followerStarted(at: follower.durable) }
         core.setRules(rules)
         applier.role = .primary
+        space.restart()
         fileIDs = FileIDAllocator(epoch: newEpoch)
         _ = append(.epochStart(epoch: newEpoch, primary: node, inSync: inSync), time: now)
         ship(force: true)
@@ -387,7 +390,7 @@ final class MirrorLog {
     func acknowledged(_ acknowledgement: Acknowledgement) throws(AckError) {
         try core.acknowledged(
             received: acknowledgement.received, durable: acknowledgement.durable, applied: acknowledgement.applied)
-        peerFreeSpace = acknowledgement.freeSpaceBytes
+        space.setPeer(acknowledgement.room)
         progress()
     }
 
@@ -397,7 +400,7 @@ final class MirrorLog {
     }
     func followerLost() {
         core.followerLost()
-        peerFreeSpace = nil
+        space.setPeer(nil)
         trimRecent()
     }
     func sent(through seq: Seq) { core.sent(through: seq) }
@@ -481,8 +484,6 @@ final class MirrorLog {
     }
 
     // MARK: - Space
-
-    func setFreeSpace(_ bytes: Int64) { freeSpace = bytes }
 
     /// Space kept free on both nodes: an apply must not fail for want of it.
     static let reservedSpaceBytes: Int64 = 64 << 20
@@ -604,12 +605,10 @@ extension MirrorLog: ChangeLog {
         return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
     }
 
-    func spaceFor(bytes: Int) -> Int32? {
+    func spaceFor(bytes: Int, files: Int) -> Int32? {
         let kept = bytes > 0 ? MirrorLog.reservedSpaceBytes : MirrorLog.lastSpaceBytes
-        if freeSpace - Int64(bytes) < kept { return ENOSPC }
-        if let peerFreeSpace, peerFreeSpace < UInt64(bytes) + UInt64(kept) { return ENOSPC }
-        freeSpace -= Int64(bytes)
-        return nil
+        let growth = SpaceLedger.Amount(bytes: Int64(bytes), files: Int64(files))
+        return space.grant(growth, for: lastSeq.next, reserve: kept) ? nil : ENOSPC
     }
 }
 

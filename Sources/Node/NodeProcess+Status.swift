@@ -91,7 +91,7 @@ extension NodeProcess {
             log: facts?.log, copy: facts?.copy, resync: facts?.resync, verify: facts?.verify,
             lastTakeover: control.lastTakeover, statements: facts?.statements ?? [], promotion: promotionWords.code,
             promotionMessage: promotionWords.message, rescues: facts?.rescues ?? [],
-            problem: control.problem.isEmpty ? control.heldBack : control.problem,
+            problem: [control.problem, control.heldBack, control.full].first { !$0.isEmpty } ?? "",
             residentBytes: NodeProcess.residentBytes,
             processID: getpid())
     }
@@ -103,7 +103,8 @@ extension NodeProcess {
     }
 
     private func color(_ role: RoleState?, _ facts: DataFacts?) -> String {
-        guard let role, controlPlane.problem.isEmpty, controlPlane.heldBack.isEmpty else { return "red" }
+        guard let role, controlPlane.problem.isEmpty, controlPlane.heldBack.isEmpty, controlPlane.full.isEmpty
+        else { return "red" }
         switch (role.role, role.reason) {
         case (.primary, .none), (.secondary, .none), (.alone, .none): return "green"
         case (.primary, _), (.secondary, _), (.alone, _): return "orange"

@@ -105,7 +105,8 @@ final class PeerLink {
     var forcedEpoch: Epoch?
     /// The chain here differs at a record at which the epochs agree: nothing is known to be common.
     private var hasOtherChain = false
-    var freeSpaceBytes: UInt64 = .max
+    /// In this node's plain files.
+    var room = DiskRoom(bytes: .max, files: .max, seq: .zero)
 
     // Set by the data plane.
     var onMerged: (() -> Void)?
@@ -552,7 +553,7 @@ final class PeerLink {
         guard stage == .following, let connection else { return }
         let acknowledgement = Acknowledgement(
             received: log.core.last, durable: log.core.ownDurable, applied: min(log.applied, log.core.ownDurable),
-            freeJournalBytes: UInt64(log.journal.freeBytes), freeSpaceBytes: freeSpaceBytes)
+            room: DiskRoom(bytes: room.bytes, files: room.files, seq: min(room.seq, log.applied)))
         if !heartbeat, let last = lastAcknowledgement, last.received == acknowledgement.received,
             last.durable == acknowledgement.durable
         {

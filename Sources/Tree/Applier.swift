@@ -27,7 +27,8 @@ public final class Applier {
     /// What this node found at a record of a verification, before any later record of that file was applied.
     public var onVerified: (Seq, VerifyCheck, VerifyOutcome) -> Void = { _, _, _ in }
     /// The first record that could not be applied. Nothing that touches the same files is applied after it, and the
-    /// watermark stays before it.
+    /// watermark stays before it. Called again when one fails after `retry`, and when one fails for another reason than
+    /// a full disk after one that did for that.
     public var onFailure: (Seq, TreeError) -> Void = { _, _ in }
 
     private let reactor: Reactor
@@ -42,7 +43,7 @@ public final class Applier {
     private var heavy: [[Work]] = []
     private var jobs = 0
     private var heavyJobs = 0
-    private var stopped: [[Seq]] = []
+    private var stopped: [(seqs: [Seq], error: TreeError)] = []
     private var isImaging: Bool
     public private(set) var failure: (seq: Seq, error: TreeError)?
     private let results = Results()
@@ -281,11 +282,12 @@ public final class Applier {
         if mustPost { _ = handle.post { me.value.collect() } }
     }
 
-    /// Tries the records again that could not be applied, once the cause is gone (a full disk has room again).
+    /// Tries the records again for which there was no room. Those that failed for another reason are not: an error is
+    /// told by the kernel once, then all seems well.
     public func retry() {
-        for seqs in stopped { schedule.putBack(seqs) }
-        stopped = []
-        failure = nil
+        for (seqs, error) in stopped where error.isOutOfSpace { schedule.putBack(seqs) }
+        stopped.removeAll { $0.error.isOutOfSpace }
+        failure = stopped.first.map { ($0.seqs[0], $0.error) }
         deal()
     }
 
@@ -302,10 +304,13 @@ public final class Applier {
         for seq in finished { schedule.finish(seq) }
         var firstFailure: (seq: Seq, error: TreeError)?
         for (seqs, error) in failures {
-            stopped.append(seqs)
-            logger.error(
-                "a record cannot be applied", metadata: ["apply.seq": "\(seqs[0])", "apply.error": "\(error)"])
-            if failure == nil {
+            stopped.append((seqs, error))
+            // Of a full disk, whoever tries again says it, once.
+            if !error.isOutOfSpace {
+                logger.error(
+                    "a record cannot be applied", metadata: ["apply.seq": "\(seqs[0])", "apply.error": "\(error)"])
+            }
+            if failure.map({ $0.error.isOutOfSpace && !error.isOutOfSpace }) ?? true {
                 failure = (seqs[0], error)
                 firstFailure = failure
             }

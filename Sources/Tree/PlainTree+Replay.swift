@@ -71,8 +71,16 @@ extension PlainTree {
         after checkpoint: Seq, through committed: Seq, isBehind: Bool = false, ahead: RecordsAhead = RecordsAhead(),
         batches: BatchSource
     ) throws(TreeError) -> ReplayResult {
-        try replay(after: checkpoint, through: committed, isBehind: isBehind, ahead: ahead, batches: batches) {
-            () throws(TreeError) in
+        do throws(TreeError) {
+            return try replay(after: checkpoint, through: committed, isBehind: isBehind, ahead: ahead, batches: batches)
+            {
+                () throws(TreeError) in
+            }
+        } catch {
+            guard error.isOutOfSpace else { throw error }
+            throw TreeError(
+                error.operation, error.subject, code: error.code,
+                remedy: "The file system of \(backing) is full: make room there, then start again")
         }
     }
 

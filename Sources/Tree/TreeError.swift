@@ -1,4 +1,5 @@
 internal import Format
+internal import Glibc
 internal import Ring
 
 /// Something that the plain files refused: what was tried, on what, and what to do about it.
@@ -11,6 +12,9 @@ public struct TreeError: Error, Sendable, CustomStringConvertible {
     public let subject: String
     /// What the administrator can do; may be empty.
     public let remedy: String
+
+    /// Nothing is wrong with the disk: it is full, or a quota is used up.
+    public var isOutOfSpace: Bool { code == ENOSPC || code == EDQUOT }
 
     public init(_ operation: String, _ subject: String = "", code: Int32, remedy: String = "") {
         self.code = code < 0 ? -code : code

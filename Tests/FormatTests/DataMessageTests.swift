@@ -47,6 +47,18 @@ private let epochs = [
         #expect(try DataMessage(decoding: message.encoded()) == message)
     }
 
+    @Test func theBytesOfAnAcknowledgementStayWhatTheyAre() throws {
+        let message = DataMessage.acknowledgement(
+            Acknowledgement(
+                received: Seq(rawValue: 0x0303), durable: Seq(rawValue: 0x0302), applied: Seq(rawValue: 0x0301),
+                room: DiskRoom(bytes: 0x0102_0304_0506, files: 0x0A0B, seq: Seq(rawValue: 0x0300))))
+        #expect(
+            hexadecimal(message.encoded())
+                == "05" + "0303000000000000" + "0203000000000000" + "0103000000000000" + "0605040302010000"
+                + "0b0a000000000000" + "0003000000000000")
+        #expect(try DataMessage(decoding: message.encoded()) == message)
+    }
+
     @Test func theBytesOfTheStartOfAResynchronisationStayWhatTheyAre() throws {
         for (kind, byte) in [(ResyncStart.Kind.comparison, "00"), (.ranges, "01"), (.resumed, "02")] {
             let message = DataMessage.resyncStart(

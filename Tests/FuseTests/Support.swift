@@ -150,7 +150,7 @@ final class LocalLog: ChangeLog {
     }
     /// Bytes of the last change that space was asked for.
     private(set) var lastReckoned = 0
-    func spaceFor(bytes: Int) -> Int32? {
+    func spaceFor(bytes: Int, files: Int) -> Int32? {
         lastReckoned = bytes
         return bytes > 0 ? spaceError : nil
     }

@@ -14,15 +14,19 @@ enum RoomDisk {
 extension Harness {
     /// As `withCluster`, with disk images under journal and plain files in both rooms.
     ///
-    /// - Parameter fileSystems: of the plain files of alpha and of beta.
+    /// - Parameters:
+    ///   - fileSystems: of the plain files of alpha and of beta.
+    ///   - options: of their `mkfs`.
     static func withDisks(
-        fileSystems: [String] = ["ext4", "xfs"], configure: (String) -> String = Small.configuration,
+        fileSystems: [String] = ["ext4", "xfs"], options: [[String]] = [[], []],
+        configure: (String) -> String = Small.configuration,
         _ body: (Cluster) throws -> Void
     ) throws {
         try withRooms(configure: configure) { cluster in
-            for (node, fileSystem) in zip(cluster.nodes, fileSystems) {
+            for (index, node) in cluster.nodes.enumerated() {
                 try node.room.addDisk(at: RoomDisk.state, megabytes: 320)
-                try node.room.addDisk(at: RoomDisk.files, fileSystem: fileSystem, megabytes: 400)
+                try node.room.addDisk(
+                    at: RoomDisk.files, fileSystem: fileSystems[index], megabytes: 400, options: options[index])
             }
             try cluster.start()
             try body(cluster)
@@ -93,6 +97,41 @@ extension WholeSystem {
                         ])
                         return output.status == 0
                     }
+                }
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try cluster.expectIdenticalTrees(within: Small.stepSecondsMax)
+                try guardian.check()
+            }
+        }
+
+        /// ext4 has as many inodes as it was made with; here the standby's is short of them.
+        @Test func failure23ADiskThatIsOutOfInodesIsToldToTheApplicationAndBreaksNothing() throws {
+            try Harness.withDisks(fileSystems: ["xfs", "ext4"], options: [[], ["-N", "2000"]]) { cluster in
+                let guardian = AddressGuard(cluster)
+                defer { guardian.stop() }
+                let room = cluster.alpha.room
+                let make = "for i in $(seq 3000); do : > \(Cluster.path)/file-$i || exit 1; done"
+                let output = try room.run(["bash", "-c", make])
+                try #require(
+                    output.status != 0 && output.error.contains("No space left"),
+                    "beta is out of inodes, and the application was told: \(output.status) \(output.error)")
+                for (name, command) in [
+                    ("directory", ["mkdir", Cluster.path + "/directory"]),
+                    ("symbolic link", ["ln", "-s", "target", Cluster.path + "/link"]),
+                    ("fifo", ["mkfifo", Cluster.path + "/fifo"]),
+                ] {
+                    let output = try room.run(command)
+                    try #require(
+                        output.status != 0 && output.error.contains("No space left"), "a \(name): \(output.error)")
+                }
+                // What makes no file goes on.
+                try room.succeed(["ln", Cluster.path + "/file-1", Cluster.path + "/second-name"])
+                try room.succeed(["dd", "if=/dev/zero", "of=\(Cluster.path)/file-1", "bs=64k", "count=4", "conv=fsync"])
+                let roles = cluster.nodes.compactMap { cluster.status($0)?.role }
+                try #require(roles == ["PRIM", "SECOND"], "a disk out of inodes changed roles: \(roles)")
+                try room.succeed(["bash", "-c", "rm \(Cluster.path)/file-1??"])
+                try waitUntil("a file can be made again", within: Small.stepSecondsMax, every: 0.2) {
+                    try room.run(["mkdir", Cluster.path + "/after"]).status == 0
                 }
                 try cluster.waitUntilInSync(within: Small.stepSecondsMax)
                 try cluster.expectIdenticalTrees(within: Small.stepSecondsMax)

@@ -160,7 +160,9 @@ public final class Room: Sendable {
     ///   - path: the mount point inside the room; it must be one of the private paths or lie in one.
     ///   - fileSystem: `ext4`, `xfs` or `btrfs`.
     ///   - megabytes: XFS needs at least 300, btrfs 110.
-    public func addDisk(at path: String, fileSystem: String = "ext4", megabytes: Int = 512) throws {
+    public func addDisk(
+        at path: String, fileSystem: String = "ext4", megabytes: Int = 512, options: [String] = []
+    ) throws {
         let image = Image(
             file: directory + "/disk-\(state.withLock { $0.images.count }).img", mountPoint: path)
         let descriptor = Foundation.open(image.file, O_RDWR | O_CREAT | O_EXCL, 0o600)
@@ -169,7 +171,7 @@ public final class Room: Sendable {
         }
         Foundation.close(descriptor)
         let force = fileSystem == "ext4" ? ["-q", "-F"] : ["-q", "-f"]
-        try succeedOnHost(["mkfs." + fileSystem] + force + [image.file])
+        try succeedOnHost(["mkfs." + fileSystem] + force + options + [image.file])
         try mount(image)
         state.withLock { $0.images.append(image) }
     }
