@@ -32,7 +32,7 @@ extension DataPlane {
                 return done(true)
             }
             // A full disk: the checkpoint stays, and is tried again.
-            if failure.code == ENOSPC {
+            if failure.isOutOfSpace {
                 logger.error("no checkpoint: \(failure)")
             } else {
                 failed(.apply(seq, "\(failure)"))

@@ -271,13 +271,13 @@ final class ResyncSource: ResyncSession {
     var hasRoom: Bool {
         guard unacknowledgedBytes < ResyncLimits.inFlightBytes, plane.log.hasRoomForImages, plane.resyncPacer.mayGoOn
         else { return false }
-        if let free = plane.log.space.peerRoom,
-            free.bytes < UInt64(ResyncLimits.inFlightBytes) + UInt64(MirrorLog.reservedSpaceBytes) || free.files == 0
+        if let free = plane.log.space.peerRoom?.bytes,
+            free < UInt64(ResyncLimits.inFlightBytes) + UInt64(MirrorLog.reservedSpaceBytes)
         {
             if !saidFull {
                 plane.logger.error(
                     "the other node's disk is full: make room there; the comparison of the files waits for it",
-                    metadata: ["bytes": "\(free.bytes)", "files": "\(free.files)"])
+                    metadata: ["free": "\(free)"])
             }
             saidFull = true
             return false

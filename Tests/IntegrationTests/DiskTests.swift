@@ -104,6 +104,34 @@ extension WholeSystem {
             }
         }
 
+        /// Something else takes all of a disk, the reserve included, while the application writes: what was granted may find
+        /// no room.
+        @Test func failure23ADiskThatSomethingElseFillsBreaksNothing() throws {
+            try Harness.withDisks { cluster in
+                let guardian = AddressGuard(cluster)
+                defer { guardian.stop() }
+                let room = cluster.alpha.room
+                for full in cluster.nodes {
+                    let file = "\(Cluster.path)/growing-\(full.name)"
+                    let writer = try room.start(["dd", "if=/dev/zero", "of=\(file)", "bs=64k", "status=none"])
+                    usleep(200_000)
+                    try full.room.filling(at: RoomDisk.files, leaving: 0) {
+                        try #require(writer.waitForEnd(within: 30) != 0, "\(full.name) is full: the writer was told")
+                        usleep(3_000_000)
+                        let roles = cluster.nodes.compactMap { cluster.status($0)?.role }
+                        try #require(roles == ["PRIM", "SECOND"], "a full disk in \(full.name) changed roles: \(roles)")
+                    }
+                    try cluster.waitFor(full, "has room again") { $0.problem.isEmpty }
+                    try waitUntil("there is space again", within: Small.stepSecondsMax, every: 0.2) {
+                        try room.run(["dd", "if=/dev/zero", "of=\(file)", "bs=1M", "count=4", "conv=fsync"]).status == 0
+                    }
+                }
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try cluster.expectIdenticalTrees(within: Small.stepSecondsMax)
+                try guardian.check()
+            }
+        }
+
         /// ext4 has as many inodes as it was made with; here the standby's is short of them.
         @Test func failure23ADiskThatIsOutOfInodesIsToldToTheApplicationAndBreaksNothing() throws {
             try Harness.withDisks(fileSystems: ["xfs", "ext4"], options: [[], ["-N", "2000"]]) { cluster in
