@@ -119,7 +119,7 @@ extension WholeSystem {
                         try #require(writer.waitForEnd(within: 30) != 0, "\(full.name) is full: the writer was told")
                         usleep(3_000_000)
                         let roles = cluster.nodes.compactMap { cluster.status($0)?.role }
-                        try #require(roles == ["PRIM", "SECOND"], "a full disk in \(full.name) changed roles: \(roles)")
+                        try #require(roles == ["PRIM", "SECOND"], "\(full.name) is full, and roles changed: \(roles)")
                     }
                     try cluster.waitFor(full, "has room again") { $0.problem.isEmpty }
                     try waitUntil("there is space again", within: Small.stepSecondsMax, every: 0.2) {
