@@ -114,7 +114,8 @@ private final class SmallDisk {
 
     /// Takes all there is, until the descriptor is closed.
     func fill() -> Int32 {
-        let name = path + "/filler"
+        // Not in the root, whose times are the mirror's.
+        let name = path + "/.lockstep/filler"
         let fd = open(name, O_RDWR | O_CREAT | O_EXCL, 0o600)
         unlink(name)
         var end: off_t = 0
@@ -194,6 +195,50 @@ private final class SmallDisk {
             #expect(node.problems == [] && !isBroken)
         }
         #expect(primary.call { $0.log.role == .primary && $0.inSyncNow == .both })
+    }
+
+    /// A standby without room takes what comes until its journal is full: then it has to leave, and comes back with room.
+    @Test func failure23AStandbyWithoutRoomLeavesWhenItsJournalIsFullAndComesBack() throws {
+        var disk: SmallDisk?
+        let pair = try Pair(prepare: { disk = try SmallDisk(at: $0, mebibytes: 96) })
+        let small = try #require(disk)
+        defer {
+            pair.a.stop()
+            small.unmount()
+        }
+        pair.serve(pair.b, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.b, epoch: 2)
+        let file = pair.b.create("file")
+        pair.settle()
+        let held = small.fill()
+        pair.b.waitForSync(pair.b.write(file, noise(1 << 20, 1), at: 0))
+        pair.a.wait("short of room") { $0.fullAt != nil }
+        let waiting = pair.a.call { $0.fullAt! }
+        for round in 0..<6000 where pair.b.peerFailures == 0 {
+            let bytes = noise(256 << 10, UInt64(round))
+            let isLogged = pair.b.call { plane -> Bool in
+                guard let place = plane.log.payloadPlace() else { return false }
+                place.copyBytes(from: bytes)
+                _ = plane.log.appendWrite(
+                    file: file, offset: UInt64(round % 32) << 18, length: bytes.count, time: plane.log.wallClock())
+                return true
+            }
+            if !isLogged { usleep(10_000) }
+        }
+        #expect(pair.b.peerFailures > 0)
+        #expect(pair.a.call { $0.log.applied < waiting && $0.journal.checkpointSeq < waiting })
+        pair.cut()
+        pair.goAlone(pair.b, epoch: 3)
+        let last = pair.b.write(file, noise(4096, 7), at: 100)
+        pair.b.waitForSync(last)
+        close(held)
+        pair.a.wait("said to have room again") { $0.fullAt == nil }
+        pair.connect()
+        pair.admit(to: pair.b, epoch: 3)
+        pair.settle()
+        #expect(pair.differences() == [])
+        for node in pair.nodes { #expect(node.problems == []) }
     }
 
     @Test func failure23AReplayWithoutRoomSaysWhatToDo() throws {
