@@ -56,10 +56,11 @@ public final class Batch: Sendable {
 
     /// Writes the journal's own fields into the header in place. Only the journal calls it, once for each place it
     /// writes the batch to and before it submits that write; nobody else reads those bytes.
-    public func seal(position: UInt64, incarnation: UInt64) -> BatchHeader {
+    public func seal(position: UInt64, incarnation: UInt64, durable: Seq) -> BatchHeader {
         var sealed = header
         sealed.position = position
         sealed.incarnation = incarnation
+        sealed.durableSeq = durable
         unsafe metaPages.mutableBytes.copyBytes(from: sealed.encoded())
         return sealed
     }

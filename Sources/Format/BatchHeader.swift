@@ -21,7 +21,9 @@
 ///      --  96: the end of what is shared  --
 ///      96  position in the journal, bytes                     u64
 ///     104  the journal's incarnation                          u64
-///     112  reserved                                           12
+///     112  seq up to which all was on this disk when this
+///          copy was handed to it; 0: nobody knows             u64
+///     120  reserved                                           u32
 ///     124  CRC-32C of bytes 0 to 123                          u32
 /// ```
 /// On the wire goes what the receiver cannot know: a database that writes a few bytes at a time makes a batch of each.
@@ -59,6 +61,9 @@ public struct BatchHeader: Sendable, Hashable {
     public var closedAt: Int64
     public var position: UInt64 = 0
     public var incarnation: UInt64 = 0
+    /// Everything up to here was on this journal's disk before the batch was written to it. Not what is committed: that is
+    /// on the disk of every in-sync node, and a node that is catching up is none.
+    public var durableSeq = Seq.zero
 
     public init(
         epoch: Epoch, mirror: MirrorID, firstSeq: Seq, recordCount: Int, metaLength: Int, payloadPages: Int,
@@ -92,7 +97,7 @@ public struct BatchHeader: Sendable, Hashable {
         var writer = shared()
         writer.put(position)
         writer.put(incarnation)
-        writer.put(UInt64(0))
+        writer.put(durableSeq)
         writer.put(UInt32(0))
         writer.put(crc32c(writer.bytes))
         return writer.bytes
@@ -167,7 +172,8 @@ public struct BatchHeader: Sendable, Hashable {
         try reader.skip(16)
         position = try reader.get(UInt64.self, "position")
         incarnation = try reader.get(UInt64.self, "incarnation")
-        try reader.skip(12)
+        durableSeq = try reader.getSeq()
+        try reader.skip(4)
         let found = try reader.get(UInt32.self, "header checksum")
         guard found == crc32c(bytes.prefix(BatchHeader.byteCount - 4)) else {
             throw DecodingError("batch header checksum", at: 124)
@@ -202,7 +208,8 @@ public struct BatchHeader: Sendable, Hashable {
     private func checkNumbers() throws(DecodingError) {
         guard recordCount >= 1, recordCount <= BatchLimits.records, metaLength > BatchHeader.byteCount,
             metaLength <= BatchLimits.metaBytes, payloadPages <= BatchLimits.payloadPages, firstSeq > .zero,
-            firstSeq.rawValue < BatchLimits.seqLimit, committedSeq < firstSeq
+            firstSeq.rawValue < BatchLimits.seqLimit, committedSeq < firstSeq,
+            durableSeq < firstSeq
         else { throw DecodingError("impossible batch header", at: 0) }
     }
 }

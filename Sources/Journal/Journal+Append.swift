@@ -62,7 +62,8 @@ extension Journal {
         }
         evict(upTo: address + batch.header.diskLength)
         let sealed = batch.seal(
-            position: UInt64(layout.fileOffset(address)), incarnation: superblock.incarnation.rawValue)
+            position: UInt64(layout.fileOffset(address)), incarnation: superblock.incarnation.rawValue,
+            durable: durableSeq)
         let entry = IndexEntry(sealed, at: address)
         add(entry)
         let through = try join()

@@ -228,7 +228,7 @@ struct JournalScan {
         _ expected: Seq, _ later: [(RingAddress, BatchHeader)]
     ) -> RecoveryTable.LaterFinding {
         if highestEntry > expected { return .proves }
-        if later.contains(where: { $0.1.committedSeq >= expected }) { return .proves }
+        if later.contains(where: { $0.1.durableSeq >= expected }) { return .proves }
         return later.contains { $0.1.firstSeq > expected || $0.0 != end } ? .unproved : .nothing
     }
 
@@ -272,7 +272,7 @@ struct JournalScan {
             end = address
             return (nextEntry.firstSeq, nextEntry.previousChain)
         }
-        let proven = max(superblock.provenSeq, highestEntry, later.map(\.1.committedSeq).max() ?? .zero)
+        let proven = max(superblock.provenSeq, highestEntry, later.map(\.1.durableSeq).max() ?? .zero)
         noteGap(expected, max(expected, proven), position)
         return nil
     }

@@ -66,6 +66,14 @@ func receive(header: [UInt8], body: [UInt8]) throws(DecodingError) -> Batch {
                 + "0a0a000000000000" + "0807060504030201" + "00000000000000000000000000000000"
                 + "0000000000000000" + "0000000000000000" + "000000000000000000000000" + "4fd4dfcc")
         #expect(header.chain == 0x4f6a_ae67_5690_234d)
+        var sealed = header
+        (sealed.position, sealed.incarnation, sealed.durableSeq) = (0x1000, 0x22, Seq(rawValue: 0x0A09))
+        #expect(
+            hexadecimal(sealed.encoded()[96..<124])
+                == "0010000000000000" + "2200000000000000" + "090a000000000000" + "00000000")
+        #expect(try BatchHeader(decoding: sealed.encoded()) == sealed && sealed.chain == header.chain)
+        sealed.durableSeq = sealed.firstSeq
+        #expect(throws: DecodingError.self) { try BatchHeader(decoding: sealed.encoded()) }
         #expect(
             hexadecimal(header.wireEncoded())
                 == "01000000" + "04030201"
@@ -106,7 +114,7 @@ func receive(header: [UInt8], body: [UInt8]) throws(DecodingError) -> Batch {
     @Test func sealingChangesOnlyTheJournalsOwnFields() throws {
         let batch = makeBatch()
         let wire = batch.header.wireEncoded()
-        let sealed = batch.seal(position: 8192, incarnation: 5)
+        let sealed = batch.seal(position: 8192, incarnation: 5, durable: Seq(rawValue: 3))
         #expect(try BatchHeader(decoding: Array(batch.meta.prefix(128))) == sealed)
         #expect(sealed.position == 8192 && sealed.chain == batch.header.chain && sealed.wireEncoded() == wire)
     }

@@ -65,7 +65,7 @@ import Testing
         #expect(report.verdict == .damaged(through: Seq(rawValue: 2)) && !report.wasStoppedCleanly)
     }
 
-    @Test func aLaterCommittedSeqProvesABatchWithoutEntry() throws {
+    @Test func aLaterDurableSeqProvesABatchWithoutEntry() throws {
         let disk = freshDisk()
         let storage = FakeStorage(disk)
         let journal = try openJournal(storage)
@@ -73,7 +73,6 @@ import Testing
         try journal.append(maker.make([9000]))
         storage.complete()
         storage.pending = []
-        maker.committed = Seq(rawValue: 1)
         try journal.append(maker.make([100]))
         storage.complete()
         let first = try #require(journal.plan(from: Seq(rawValue: 1), limitBytes: 1))[0]
@@ -82,6 +81,21 @@ import Testing
         #expect(try report(disk).verdict == .damaged(through: Seq(rawValue: 1)))
         whole.damage(at: first.position + 4096)
         #expect(try report(whole).verdict == .damaged(through: Seq(rawValue: 1)))
+    }
+
+    /// A node that catches up receives batches that were closed when the ones before them were on the other node's disk,
+    /// and committed there. Of this disk they prove nothing.
+    @Test func aLaterCommittedSeqProvesNothingOfThisDisk() throws {
+        let disk = freshDisk()
+        let storage = FakeStorage(disk)
+        let journal = try openJournal(storage)
+        var maker = BatchMaker()
+        maker.committed = Seq(rawValue: 1000)
+        for _ in 0..<3 { try journal.append(maker.make([9000])) }
+        storage.complete(2)
+        storage.complete(0)
+        #expect(try report(disk).verdict == .tailCut)
+        #expect(try openJournal(FakeStorage(disk)).lastSeq == Seq(rawValue: 1))
     }
 
     @Test func laterBatchesThatProveNothingAreCutWithTheTornOne() throws {
