@@ -41,15 +41,15 @@ extension DataPlane {
         }
     }
 
+    /// The journal has begun anew behind `seq`.
+    func hasBegun(_ seq: Seq, chain: UInt64) { markedPoint = TreeMarker.Point(seq: seq, chain: chain, incarnation: 0) }
+
     /// Before the journal begins anew behind `seq`: from now on it may be the old one or the new one.
     func markBeginning(_ seq: Seq, chain: UInt64, done: @escaping () -> Void) {
         let next = TreeMarker.Point(seq: seq, chain: chain, incarnation: 0)
         setMarker([markedPoint, next].compactMap { $0 }) { [weak self] failure in
             guard let self else { return }
-            guard let failure else {
-                markedPoint = next
-                return done()
-            }
+            guard let failure else { return done() }
             failed(.apply(seq, "\(failure)"))
         }
     }

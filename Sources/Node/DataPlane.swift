@@ -248,14 +248,16 @@ final class DataPlane {
     }
 
     private func inherit(_ decision: Decision) {
-        guard !link.isIncomplete else {
-            report(.broken("this node's copy is not complete: it must be brought up to date by the other one first"))
-            return report(.member(.ownDiskFailed))
-        }
+        guard !link.isIncomplete else { return refuseIncompleteCopy() }
         phase = .inheriting(decision)
         settleDebt()
         peerIsAway()
         advance()
+    }
+
+    private func refuseIncompleteCopy() {
+        report(.broken("this node's copy is not complete: it must be brought up to date by the other one first"))
+        report(.member(.ownDiskFailed))
     }
 
     /// The other node is out of the in-sync set: what changes from now on, it will have to be sent.
@@ -426,7 +428,8 @@ final class DataPlane {
     }
 
     private func confirmPolicies() {
-        while let first = pendingPolicies.first, log.core.ownDurable >= first.durableThrough {
+        // While a cut is being made durable, the log is still shown as it was before.
+        while !link.isCutting, let first = pendingPolicies.first, log.core.ownDurable >= first.durableThrough {
             pendingPolicies.removeFirst()
             report(.member(.policyInForce(token: first.token)))
         }
@@ -436,7 +439,12 @@ final class DataPlane {
         switch phase {
         case .idle, .stating, .closing: return
         case .inheriting(let decision):
-            guard log.core.ownDiskIsComplete, !isBroken else { return }
+            guard log.core.ownDiskIsComplete, !isBroken, !link.isCutting else { return }
+            // A resynchronisation that had begun to reset the journal, and ended that only now.
+            guard !link.isIncomplete else {
+                phase = .idle
+                return refuseIncompleteCopy()
+            }
             log.becomePrimary(
                 epoch: decision.epoch, inSync: decision.inSync, rules: rulesInForce, strictlyAfter: log.wallClock())
             let start = log.lastSeq
@@ -586,6 +594,7 @@ final class DataPlane {
             logger.error("the other node does not take what is under way; the service goes on here")
             report(.member(.drainFailed))
         }
+        confirmPolicies()
         advance()
         resync?.tick()
         resyncPacer.look()

@@ -10,6 +10,8 @@ struct ImageParts {
 
     mutating func note(_ batch: Batch) {
         for (index, record) in batch.records.enumerated() {
+            // What was not finished by now never will be; nothing behind needs it.
+            if case .imageEnd = record.body { images.removeAll { $0.last == nil } }
             guard case .imageDirectory(_, _, _, let part, let isLast, _) = record.body else { continue }
             let seq = batch.firstSeq + index
             if part == 0 {

@@ -332,7 +332,13 @@ final class MirrorLog {
     var queued: [Batch] { journalQueue }
 
     /// Forgets queued batches above `seq`: the journal has never seen them.
-    func dropQueued(above seq: Seq) { journalQueue.removeAll { $0.firstSeq > seq } }
+    /// - Returns: whether there were any.
+    @discardableResult
+    func dropQueued(above seq: Seq = .zero) -> Bool {
+        let before = journalQueue.count
+        journalQueue.removeAll { $0.firstSeq > seq }
+        return journalQueue.count < before
+    }
 
     /// Closes the open batch if the way is free. Runs at the end of every turn of the loop.
     private func ship(force: Bool = false) {

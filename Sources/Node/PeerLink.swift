@@ -328,8 +328,13 @@ final class PeerLink {
         let plan = SyncPlan.make(me: node, mine: state, theirs: theirs, debt: debtTerms(), held: peerHeld())
         wayBehindCut = nil
         logger.debug("data session planned", metadata: ["plan": "\(plan)"])
+        let unreadable = unreadable
+        self.unreadable = nil
         switch plan {
         case .source where wantsComparison, .ranges where wantsComparison: beginComparison(.requested)
+        case .source where unreadable != nil:
+            let oldest = log.journal.oldestSeq
+            beginComparison(.journalTooShort(common: unreadable?.previous ?? .zero, oldest: oldest))
         case .source(let common): beginCut(at: common)
         case .ranges(let common, let way): beginRanges(common, way)
         case .compare(let reason): beginComparison(reason)
@@ -476,9 +481,10 @@ final class PeerLink {
 
     private func cutNow(to seq: Seq, chain: UInt64, _ expected: UInt64, _ done: @escaping () -> Void) {
         logger.notice("cutting unconfirmed records \(seq.next) to \(log.core.last)")
-        log.dropQueued(above: seq)
         whenDurable(seq, expected) { [self] in
             isCutting = true
+            // Not before: if the session ends first, what waits for the journal is still a part of this log.
+            log.dropQueued(above: seq)
             do {
                 try log.journal.cut(to: seq) { [self] in
                     log.wasCut(to: seq, chain: chain)
@@ -654,6 +660,10 @@ final class PeerLink {
         send(message, on: connection)
     }
 
+    /// A record that the follower lacks and this journal lists, but cannot give: the next plan to send from here is a
+    /// comparison.
+    private var unreadable: Seq?
+
     private func readFromJournal(_ seq: Seq) {
         guard let plan = log.journal.plan(from: seq, limitBytes: PeerLink.journalReadBytes) else {
             logger.notice("the journal no longer reaches back to record \(seq)")
@@ -676,8 +686,10 @@ final class PeerLink {
                 guard log.journal.plan(from: seq, limitBytes: 1) == nil else {
                     // The plain files here hold what the record did: they are compared instead.
                     logger.error("cannot read record \(seq) from the journal: \(error)")
-                    endSession()
-                    return beginComparison(.journalTooShort(common: seq.previous, oldest: log.journal.oldestSeq))
+                    // Planned anew from what both hold now: by what was said at the beginning, the follower would take
+                    // all that it has received since for lost.
+                    unreadable = seq
+                    return announce()
                 }
                 pump()
             }

@@ -38,6 +38,7 @@ final class ResyncFollower: ResyncSession {
     private var waiting: [Probe] = []
     private var endSeq: Seq?
     private var isCheckpointing = false
+    private var hasDropped = false
     private(set) var progress = ResyncProgress()
 
     init(plane: DataPlane, start: ResyncStart, done: @escaping () -> Void) {
@@ -51,7 +52,6 @@ final class ResyncFollower: ResyncSession {
             plane.holdsCheckpoints = true
             // From here on this copy does not count, whatever happens to the connection.
             plane.link.setIncomplete(true)
-            plane.log.dropQueued(above: .zero)
             begin()
         case .ranges:
             phase = .catching
@@ -106,7 +106,6 @@ final class ResyncFollower: ResyncSession {
     private func caughtUp() {
         phase = .waiting
         plane.holdsCheckpoints = true
-        plane.log.dropQueued(above: start.through)
         begin()
     }
 
@@ -131,11 +130,19 @@ final class ResyncFollower: ResyncSession {
         else { return }
         phase = .resetting
         plane.link.holdSessions()
+        // Only now: up to here it is still a part of this log, which may have to go on without this resynchronisation.
+        if log.dropQueued() { hasDropped = true }
         // The files say that their journal may begin anew before it does: else they would look put back.
         plane.markBeginning(start.base, chain: start.chain) { [self] in reset() }
     }
 
     private func reset() {
+        // The session is over, and the old point as good as before: it may be what this node is promoted with.
+        if isCancelled, !hasDropped {
+            phase = .ended
+            plane.holdsCheckpoints = false
+            return plane.link.releaseSessions()
+        }
         do {
             // Durable before the first byte of the files changes: a crash in between must not leave half a copy that
             // looks whole.
@@ -153,6 +160,7 @@ final class ResyncFollower: ResyncSession {
 
     private func wasReset() {
         plane.log.wasReset(to: start.base, chain: start.chain)
+        plane.hasBegun(start.base, chain: start.chain)
         plane.holdsCheckpoints = false
         plane.link.releaseSessions()
         guard !isCancelled else {
@@ -252,7 +260,8 @@ final class ResyncFollower: ResyncSession {
         if isCancelled, plane.resync is ResyncFollower { return }
         plane.link.setIncomplete(false)
         plane.logger.notice("the files here are equal to the other node's")
-        guard !isCancelled else { return }
+        // A session that was planned while the disk still said "incomplete" is planned anew.
+        guard !isCancelled else { return plane.link.announce() }
         plane.link.connection?.send(.resyncDone(number: start.number))
         done()
     }

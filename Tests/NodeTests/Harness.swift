@@ -74,10 +74,13 @@ final class Pair {
     }
 
     /// Connects the two; an earlier wire is cut.
-    /// - Parameter bytesPerSecond: what the line carries to the second node; nil: as much as there is.
-    func connect(bytesPerSecond: Int? = nil) {
+    /// - Parameters:
+    ///   - bytesPerSecond: what the line carries to the second node; nil: as much as there is.
+    ///   - holding: messages that wait until they are released, see `Wire.holds`.
+    func connect(bytesPerSecond: Int? = nil, holding: (@Sendable (DataMessage) -> Bool)? = nil) {
         cut()
         let wire = Wire(a, b, bytesPerSecond: bytesPerSecond)
+        if let holding { wire.holds(holding) }
         self.wire = wire
         wire.start()
     }
