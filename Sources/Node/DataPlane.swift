@@ -85,6 +85,8 @@ final class DataPlane {
     var position = PositionReport()
     /// What the marker of the plain files says that fits the journal as it is; nil: nothing, the copy does not count.
     var markedPoint: TreeMarker.Point?
+    var journalWatch = StallWatch(seconds: DataPlane.journalStallSeconds)
+    var filesWatch = StallWatch(seconds: DataPlane.filesStallSeconds)
     /// This node's votes as they are on its disk, for the marker.
     var votes: (birth: UInt64, starts: UInt64) = (0, 0)
     /// A log that is about to begin anew must not get a checkpoint of the old history.
@@ -600,6 +602,7 @@ final class DataPlane {
         resyncPacer.look()
         noteComeback()
         verification.tick()
+        watchDisks()
         checkpointIfDue()
     }
 

@@ -623,12 +623,17 @@ enum MirrorFailure: Error, CustomStringConvertible {
     case journal(JournalError)
     case apply(Seq, String)
     case protocolViolation(String)
+    /// A file or directory whose disk gives no answer while the other node's does.
+    case hangs(String, seconds: UInt64)
 
     var description: String {
         switch self {
         case .journal(let error): "journal: \(error)"
         case .apply(let seq, let text): "record \(seq) cannot be applied to the plain files: \(text)"
         case .protocolViolation(let text): text
+        case .hangs(let path, let seconds):
+            "the disk of \(path) hangs: it has done nothing for \(seconds) s, while the other node's did the same work. "
+                + "Mend the disk, then start this node again"
         }
     }
 }

@@ -220,6 +220,31 @@ extension WholeSystem {
             }
         }
 
+        /// The disk of the node that serves hangs and gives no error: the other node, which has everything, takes over.
+        @Test func failure24AHangingDiskOfTheServingNodeMovesTheService() throws {
+            try Harness.withDisks { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let alpha = cluster.alpha.room
+                try alpha.freezeFileSystem(at: RoomDisk.state)
+                do {
+                    try cluster.waitFor(cluster.beta, "serves", within: 60) { $0.serves }
+                    try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
+                    let status = try #require(cluster.status(cluster.alpha), "alpha's daemon hangs with its disk")
+                    try #require(!status.serves && !status.holdsAddress)
+                    try #require(status.problem.contains("hangs"), "\(status.problem)")
+                } catch {
+                    try? alpha.thawFileSystem(at: RoomDisk.state)
+                    throw error
+                }
+                try alpha.thawFileSystem(at: RoomDisk.state)
+                try cluster.daemon(cluster.alpha)?.killNow()
+                try cluster.startDaemon(cluster.alpha)
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
         /// Its journal's disk is well, that of the plain files hangs: it takes what comes until its journal is full. From then
         /// on it holds up the application, for a bounded time.
         @Test func failure24HangingPlainFilesHoldUpTheApplicationForABoundedTime() throws {

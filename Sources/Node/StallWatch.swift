@@ -1,0 +1,54 @@
+import Format
+import Replication
+
+/// Notices that a disk of this node hangs: it does not get on with what the other node's has done already. A disk that
+/// hangs gives no error, and a node that waits for it serves nobody.
+struct StallWatch {
+    /// In nanoseconds.
+    let limit: UInt64
+    private var place = Seq.zero
+    private var since: UInt64?
+
+    init(seconds: UInt64) { limit = seconds * 1_000_000_000 }
+
+    /// - Parameters:
+    ///   - own: how far this node's disk is.
+    ///   - other: how far the other one's is; nil: not known, or not to be compared with.
+    ///   - now: on the boot clock, in nanoseconds.
+    /// - Returns: whether this one has stood still behind the other one for the limit.
+    mutating func look(own: Seq, other: Seq?, now: UInt64) -> Bool {
+        guard let other, other > own else {
+            since = nil
+            return false
+        }
+        guard let begun = since, own == place else {
+            place = own
+            since = now
+            return false
+        }
+        return now - begun > limit
+    }
+}
+
+extension DataPlane {
+    /// A journal that writes nothing for so long while the other node's does. That one is given up sooner
+    /// (`PeerLink.stallNanoseconds`): to go on alone costs less than to move.
+    static let journalStallSeconds: UInt64 = 10
+    /// Plain files. Longer: to remove one very large file may take a while, in one room more than in the other.
+    static let filesStallSeconds: UInt64 = 60
+
+    /// A primary whose disk hangs gives the service to the other node, which has everything. Alone it waits: nobody could
+    /// do better.
+    func watchDisks() {
+        var follower: FollowerState?
+        if case .open = phase, log.role == .primary, inSyncNow == .both, !link.isSilent { follower = log.core.follower }
+        let now = reactor.now
+        if journalWatch.look(own: log.core.ownDurable, other: follower?.durable, now: now) {
+            return failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
+        }
+        let applied = fullAt == nil ? follower?.applied : nil
+        if filesWatch.look(own: log.applied, other: applied, now: now) {
+            failed(.hangs(configuration.backing, seconds: DataPlane.filesStallSeconds))
+        }
+    }
+}
