@@ -14,6 +14,8 @@ public struct LogState: Sendable, Hashable {
     /// The sender has planned anew and wants to know what the other log holds now. The answer wants none itself, or two
     /// nodes would answer each other for ever.
     public var wantsAnswer = false
+    /// What this node acknowledges when it serves is on the disk of every in-sync node (mode `strict`).
+    public var isStrict = false
     /// The node serves: it holds the lease of the newest decision and gives out seqs.
     public var isServing: Bool
     /// A resynchronisation was begun and is not complete: the files are no state the application ever had.
@@ -290,6 +292,7 @@ extension ByteWriter {
     }
     fileprivate mutating func put(_ state: LogState) {
         put(state.wantsAnswer)
+        put(state.isStrict)
         put(state.isServing)
         put(state.isIncomplete)
         put(state.resyncNumber)
@@ -342,6 +345,7 @@ extension ByteReader {
     }
     fileprivate mutating func getLogState() throws(DecodingError) -> LogState {
         let wantsAnswer = try getBool()
+        let isStrict = try getBool()
         let isServing = try getBool()
         let isIncomplete = try getBool()
         let resyncNumber = try get(UInt64.self, "resynchronisation")
@@ -357,6 +361,7 @@ extension ByteReader {
         state.lossAt = try getBool() ? try getSeq() : nil
         state.forcedAt = try getBool() ? try getSeq() : nil
         state.wantsAnswer = wantsAnswer
+        state.isStrict = isStrict
         state.resyncNumber = resyncNumber
         return state
     }

@@ -97,9 +97,10 @@ public struct FrameHeader: Sendable, Hashable {
 /// | 3 | a log state says in which resynchronisation its copy is, `resyncStart` of which kind it is |
 /// | 4 | batches cross the wire with a head of 60 bytes, several in a message |
 /// | 5 | an acknowledgement says how many files the follower's disk takes, and as of which record |
+/// | 6 | a log state says whether its node acknowledges in mode `strict` |
 public enum ProtocolVersion {
-    public static let current: UInt16 = 5
-    public static let oldest: UInt16 = 5
+    public static let current: UInt16 = 6
+    public static let oldest: UInt16 = 6
 }
 
 /// What a frame carries.

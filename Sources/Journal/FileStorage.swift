@@ -112,11 +112,12 @@ extension Journal {
     ///   - size: bytes; a multiple of 1 MiB, at least `JournalLayout.minimumSize`.
     ///   - base: the log begins behind this seq.
     ///   - isIncomplete: the plain files are no state of the mirror yet.
+    ///   - isStrict: the mirror begins in mode `strict`.
     ///   - progress: bytes written so far and in all; called about every 4 MiB.
     /// - Throws: `.exists` when something is at `path`.
     public static func create(
         path: String, size: Int = JournalLayout.defaultSize, mirror: MirrorID, node: NodeID, time: Int64,
-        base: Seq = .zero, isIncomplete: Bool = false, instance: UInt64? = nil,
+        base: Seq = .zero, isIncomplete: Bool = false, isStrict: Bool = false, instance: UInt64? = nil,
         progress: ((_ written: Int, _ total: Int) -> Void)? = nil
     ) throws(JournalError) {
         guard let layout = JournalLayout(fileSize: size) else {
@@ -133,6 +134,7 @@ extension Journal {
             incarnation: Incarnation(random: &generator), layout: layout, createdAt: time)
         superblock.checkpointSeq = base
         superblock.isIncomplete = isIncomplete
+        superblock.isStrict = isStrict
         let unfinished = path + ".unfinished"
         let descriptor = unsafe clinux_open(unfinished, O_RDWR | O_CREAT | O_TRUNC | CLINUX_O_DIRECT, 0o600)
         guard descriptor >= 0 else { throw JournalError.system(descriptor, "cannot create journal", unfinished) }

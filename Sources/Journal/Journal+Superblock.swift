@@ -111,13 +111,24 @@ extension Journal {
     /// Takes back the clean stop. CALL IT AND WAIT before anything is received or accepted, because from then on
     /// something may be missing after a crash. (`append` does it too, but only for what reaches the journal: a record
     /// that was acknowledged from memory before would be forgotten by a start that takes the stop for clean.)
-    public func clearCleanStop(completion: @escaping () -> Void) {
-        guard wanted.completeThrough != nil || superblock.completeThrough != nil else { return completion() }
+    ///
+    /// - Parameter isStrict: whether this node's mode is `strict`; nil: as before.
+    public func clearCleanStop(isStrict: Bool? = nil, completion: @escaping () -> Void) {
+        let wasClean = wanted.completeThrough != nil || superblock.completeThrough != nil
+        // After a clean stop nothing is missing of what came before, in whatever mode.
+        let isStrict = isStrict.map { $0 && (wasClean || wanted.isStrict) } ?? wanted.isStrict
+        guard wasClean || isStrict != wanted.isStrict else { return completion() }
         editSuperblock { superblock in
-            superblock.cut(to: lastSeq)
+            if wasClean { superblock.cut(to: lastSeq) }
+            superblock.isStrict = isStrict
         } completion: {
             completion()
         }
+    }
+
+    /// From now on something may be missing after a crash that was acknowledged: whoever serves is not in mode `strict`.
+    public func clearStrict(completion: @escaping () -> Void) {
+        editSuperblock({ $0.isStrict = false }, completion: completion)
     }
 
     /// Adds to what this journal says for as long as it lives.

@@ -64,6 +64,10 @@ public struct Superblock: Sendable, Hashable {
     public var completeThrough: Seq?
     /// A resynchronisation is going on: the plain files are a mixture, this node cannot be promoted.
     public var isIncomplete = false
+    /// Nothing was ever acknowledged of this log that was not on the disk of every in-sync node by then: whatever is not
+    /// here after a crash, nobody was told of. Not the mode of the configuration, which may have changed since, and not of
+    /// this node alone: it depends on who served.
+    public var isStrict = false
     /// Which resynchronisation made this copy incomplete: the other node may know how to go on with it. 0 in journals
     /// of programs that did not write it, and then nobody knows, which only costs a comparison.
     public var resyncNumber: UInt64 = 0
@@ -179,7 +183,7 @@ extension Superblock {
         writer.put(Superblock.magic)
         writer.put(Superblock.version)
         writer.put(UInt16(copy))
-        writer.put(UInt32((completeThrough == nil ? 0 : 1) | (isIncomplete ? 2 : 0)))
+        writer.put(UInt32((completeThrough == nil ? 0 : 1) | (isIncomplete ? 2 : 0) | (isStrict ? 4 : 0)))
         writer.put(mirror)
         writer.put(node)
         writer.pad(to: 8)
@@ -249,8 +253,9 @@ extension Superblock {
             let found = try reader.get(UInt16.self)
             guard Int(found) == copy else { throw Fault.impossible("copy \(found) in the place of copy \(copy)") }
             let flags = try reader.get(UInt32.self)
-            guard flags & ~3 == 0 else { throw Fault.impossible("unknown flags \(flags)") }
+            guard flags & ~7 == 0 else { throw Fault.impossible("unknown flags \(flags)") }
             isIncomplete = flags & 2 != 0
+            isStrict = flags & 4 != 0
             mirror = try reader.getMirrorID()
             node = try reader.getNodeID()
             try reader.skip(7)

@@ -107,7 +107,7 @@ extension DataPlane {
         if let voteLife { plane.votes = voteLife }
         ThreadPriority.raise()
         let summary = LogSummary(
-            isComplete: check.misfit == nil && (found.wasStoppedCleanly || configuration.mode == .strict),
+            isComplete: check.misfit == nil && (found.wasStoppedCleanly || found.superblock.isStrict),
             isUsable: !incomplete, lastEpoch: journal.lastEpoch, lastSeq: journal.lastSeq,
             committed: LogMark(
                 epoch: journal.epochs.epoch(of: journal.committedSeq) ?? .none, seq: journal.committedSeq),

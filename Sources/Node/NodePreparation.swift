@@ -127,6 +127,6 @@ public enum NodePreparation {
         try Journal.create(
             path: StateFiles.journal(configuration), size: Int(configuration.journal.sizeBytes), mirror: mirror,
             node: node, time: Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec), base: base,
-            isIncomplete: isIncomplete, instance: instance, progress: progress)
+            isIncomplete: isIncomplete, isStrict: configuration.mode == .strict, instance: instance, progress: progress)
     }
 }

@@ -175,7 +175,7 @@ public final class NodeProcess: @unchecked Sendable {
                 _ = control.post { box.value.control?.reported(report) }
             }
             // From now on something may be missing after a crash: on the disk before anything is received.
-            plane.journal.clearCleanStop {
+            plane.journal.clearCleanStop(isStrict: configuration.mode == .strict) {
                 box.value.plane = plane
                 _ = ready.signal()
             }

@@ -228,6 +228,7 @@ final class PeerLink {
         let forced = statements.filter { $0.kind == .forcedPromotion }
         state.lossAt = isLosing || isForcedUnsaid ? log.core.last : statements.map(\.seq).max()
         state.forcedAt = isForcedUnsaid ? log.core.last : forced.map(\.seq).max()
+        state.isStrict = log.strict
         return state
     }
 
@@ -271,6 +272,13 @@ final class PeerLink {
         guard !isCutting else {
             waitingState = state
             return
+        }
+        if log.journal.superblock.isStrict, !state.isStrict {
+            // On the disk before anything is taken that may be acknowledged from memory.
+            logger.warning("the other node's mode is not strict: from now on this journal does not count as strict")
+            waitingState = state
+            isCutting = true
+            return log.journal.clearStrict { [self] in cutEnded() }
         }
         endSession()
         if state.wantsAnswer { connection?.send(.logState(self.state)) }

@@ -389,6 +389,33 @@ import Testing
         }
     }
 
+    /// A mode that is changed says nothing of what was written before, unless nothing of that can be missing.
+    @Test func failure16AStrictJournalIsOneThatWasNeverAnythingElseSinceItWasWhole() throws {
+        let (disk, _, _) = try filled([[100]], stop: true)
+        func start(strict: Bool, stops: Bool = false) throws -> Bool {
+            let storage = FakeStorage(disk)
+            let journal = try openJournal(storage)
+            let found = journal.report.superblock.isStrict
+            journal.clearCleanStop(isStrict: strict) {}
+            storage.settle()
+            var maker = BatchMaker(after: journal)
+            try journal.append(maker.make())
+            storage.settle()
+            if stops {
+                journal.markCleanStop {}
+                storage.settle()
+            }
+            return found
+        }
+        #expect(try !start(strict: true), "as it was made")
+        #expect(try start(strict: true), "strict since it was stopped in order")
+        #expect(try start(strict: false))
+        #expect(try !start(strict: true), "what was written by then may not be all")
+        #expect(try !start(strict: true, stops: true))
+        #expect(try !start(strict: true))
+        #expect(try start(strict: false))
+    }
+
     @Test func failure16aCleanStopHoldsOnlyUntilItIsTakenBack() throws {
         let (disk, _, _) = try filled([[100]], stop: true)
         let storage = FakeStorage(disk)

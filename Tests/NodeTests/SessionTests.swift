@@ -82,6 +82,21 @@ import Testing
         #expect(pair.differences() == [])
     }
 
+    /// Whoever serves may acknowledge from memory: what is not here after a crash may have been acknowledged, whatever the
+    /// configuration of this node says. In the journal before the first batch is taken.
+    @Test func failure16AJournalIsStrictOnlyAsLongAsWhoeverServesIs() throws {
+        let pair = try Pair()
+        pair.serve(pair.a, epoch: 2)
+        pair.b.call { plane in plane.journal.editSuperblock({ $0.isStrict = true }) {} }
+        pair.b.wait("set") { $0.journal.superblock.isStrict }
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        #expect(pair.b.call { !$0.journal.superblock.isStrict })
+        pair.a.waitForSync(pair.a.write(pair.a.create("file"), noise(5_000, 1), at: 0))
+        pair.settle()
+        #expect(pair.differences() == [])
+    }
+
     /// An image of a directory that was broken off and is not begun again keeps no checkpoint back for ever.
     @Test func anUnfinishedImageOfADirectoryIsForgottenAtTheEnd() {
         let directory = RecordBody.imageDirectory(

@@ -44,7 +44,8 @@ final class JSONOutput: Output {
                 "createdAt": timeText(superblock.createdAt), "checkpointSeq": superblock.checkpointSeq.rawValue,
                 "durableSeq": superblock.durableSeq.rawValue, "committedSeq": superblock.committedSeq.rawValue,
                 "cutSeq": superblock.cutSeq.rawValue, "incomplete": superblock.isIncomplete,
-                "cleanStop": superblock.completeThrough != nil, "loneRestarts": superblock.loneRestarts,
+                "cleanStop": superblock.completeThrough != nil, "strict": superblock.isStrict,
+                "loneRestarts": superblock.loneRestarts,
                 "forcedPromotions": superblock.forcedPromotions,
                 "statements": superblock.statements.map { statement -> [String: Any] in
                     [
@@ -87,6 +88,7 @@ final class JSONOutput: Output {
             "firstSeq": header.firstSeq.rawValue, "lastSeq": header.lastSeq.rawValue, "epoch": header.epoch.rawValue,
             "closedAt": timeText(header.closedAt), "position": position, "bytes": header.diskLength,
             "chain": String(header.chain, radix: 16), "committedSeq": header.committedSeq.rawValue,
+            "durableSeq": header.durableSeq.rawValue,
             "records": records.map { shown -> [String: Any] in encodable(shown) },
         ])
     }

@@ -109,6 +109,9 @@ final class TextOutput: Output {
         print(
             "checkpoint record \(superblock.checkpointSeq); durable \(superblock.durableSeq), committed "
                 + "\(superblock.committedSeq) when the superblock was written")
+        if superblock.isStrict {
+            print("mode       strict: whoever was told of a record, it was on every in-sync disk")
+        }
         if let through = superblock.completeThrough { print("stop       clean, complete through record \(through)") }
         for start in report.epochs.starts { print("epoch      \(start.epoch) from record \(start.firstSeq)") }
         for statement in superblock.statements {
@@ -147,7 +150,8 @@ final class TextOutput: Output {
     func batch(_ header: BatchHeader, position: Int, _ records: [ShownRecord]) {
         print(
             "batch      \(header.firstSeq)..\(header.lastSeq) epoch \(header.epoch) closed \(timeText(header.closedAt)) "
-                + "at \(position), \(header.diskLength) bytes, committed \(header.committedSeq)")
+                + "at \(position), \(header.diskLength) bytes, committed \(header.committedSeq), durable here \(header.durableSeq)"
+        )
         for shown in records {
             let file = shown.record.body.touched.first.map { " file \($0)" } ?? ""
             let path = shown.path.map { " \($0)" } ?? ""
