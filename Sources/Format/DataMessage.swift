@@ -40,6 +40,8 @@ public struct LogState: Sendable, Hashable {
     /// The same, of forced promotions alone: what the other node has above it may be in its files already, committed by
     /// it alone, so that its log is not simply cut.
     public var forcedAt: Seq?
+    /// What the sender's plain files can hold.
+    public var limits = FileLimits.widest
     /// Epochs in the log, oldest first; those before the first one are older than the history kept.
     public var epochs: [EpochStart]
 
@@ -310,6 +312,7 @@ extension ByteWriter {
             put(seq != nil)
             if let seq { put(seq) }
         }
+        put(state.limits)
     }
     fileprivate mutating func put(_ probe: Probe) {
         put(probe.number)
@@ -360,6 +363,7 @@ extension ByteReader {
             committedSeq: try getSeq(), oldestSeq: try getSeq(), epochs: try getEpochs())
         state.lossAt = try getBool() ? try getSeq() : nil
         state.forcedAt = try getBool() ? try getSeq() : nil
+        state.limits = try getFileLimits()
         state.wantsAnswer = wantsAnswer
         state.isStrict = isStrict
         state.resyncNumber = resyncNumber

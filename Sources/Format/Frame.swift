@@ -98,9 +98,10 @@ public struct FrameHeader: Sendable, Hashable {
 /// | 4 | batches cross the wire with a head of 60 bytes, several in a message |
 /// | 5 | an acknowledgement says how many files the follower's disk takes, and as of which record |
 /// | 6 | a log state says whether its node acknowledges in mode `strict` |
+/// | 7 | a log state says what the sender's plain files can hold |
 public enum ProtocolVersion {
-    public static let current: UInt16 = 6
-    public static let oldest: UInt16 = 6
+    public static let current: UInt16 = 7
+    public static let oldest: UInt16 = 7
 }
 
 /// What a frame carries.

@@ -185,7 +185,7 @@ extension MirroredDirectory {
         _ request: FuseRequest, _ name: FileName, mode: UInt32, rdev: UInt32 = 0, target: [UInt8] = []
     ) {
         let unique = request.unique
-        guard target.count <= limits.targetBytes else { return answer(unique, errno: ENAMETOOLONG) }
+        guard target.count <= Int(limits.targetBytes) else { return answer(unique, errno: ENAMETOOLONG) }
         begin(unique, [request.node], names: [(request.node, name)]) { [self] holding, parents, found in
             if let existing = found[0] { return makeExisting(request, existing, holding) }
             let needed = MirroredDirectory.directoryGrowthBytes + target.count

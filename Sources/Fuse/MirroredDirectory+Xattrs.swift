@@ -103,7 +103,7 @@ extension MirroredDirectory {
             var errno: Int32?
             if flags & LinuxFlags.xattrCreate != 0, state.exists { errno = EEXIST }
             if flags & LinuxFlags.xattrReplace != 0, !state.exists { errno = ENODATA }
-            if state.otherBytes + RecordLimits.xattrBytes(name, value.count) > limits.xattrBytes { errno = ENOSPC }
+            if state.otherBytes + RecordLimits.xattrBytes(name, value.count) > Int(limits.xattrBytes) { errno = ENOSPC }
             // An image of the file carries no more, so it could never come back to the other room.
             if state.otherCount >= RecordLimits.xattrCount { errno = ENOSPC }
             if let errno = errno ?? log.spaceFor(bytes: value.count) {

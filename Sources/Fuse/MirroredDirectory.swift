@@ -31,49 +31,6 @@ public final class MirroredDirectory {
     /// Seconds for which the kernel may trust names and attributes: nobody else changes them.
     static let cacheSeconds: UInt64 = 86_400
 
-    /// What cannot be read from the plain tree's file system; the smaller of both nodes' where they differ.
-    public struct Limits: Sendable, Hashable {
-        /// Bytes of the longest file.
-        public var fileBytes: UInt64
-        /// Names of one file.
-        public var links: UInt32
-        /// Bytes of all extended attributes of one file together, names and a header of 32 bytes each included; our
-        /// own is not counted.
-        public var xattrBytes: Int
-        /// Bytes of a symbolic link's target.
-        public var targetBytes: Int
-        public init(fileBytes: UInt64, links: UInt32, xattrBytes: Int, targetBytes: Int) {
-            self.fileBytes = fileBytes
-            self.links = links
-            self.xattrBytes = xattrBytes
-            self.targetBytes = targetBytes
-        }
-        /// The longest file anywhere, 1 PiB: whoever compares the rooms steps over its holes piece by piece, and would
-        /// never come to the end of an exabyte.
-        public static let fileBytesMax: UInt64 = 1 << 50
-        /// A file system by its type, as `PlainTree.fileSystemType` names it, and the size of its blocks.
-        public init(fileSystemType: String, blockBytes: Int = 4096) {
-            let block = UInt64(clamping: max(512, blockBytes))
-            // Of a block that others share: their heads, and our own attribute.
-            let shared = Int(min(block, 65_536)) - 196
-            switch fileSystemType {
-            case "xfs":
-                self.init(
-                    fileBytes: Limits.fileBytesMax, links: 2_000_000_000, xattrBytes: RecordLimits.xattrsBytes,
-                    targetBytes: 1023)
-            case "btrfs":
-                // A link's target lies in a leaf of the tree, which may be as small as a block.
-                self.init(
-                    fileBytes: Limits.fileBytesMax, links: 65_535, xattrBytes: 15_000, targetBytes: min(4095, shared))
-            default:
-                // ext4, the narrowest of the supported ones: block numbers have 32 bits, attributes share one block.
-                self.init(
-                    fileBytes: min(Limits.fileBytesMax, ((1 << 32) - 1) * block), links: 65_000, xattrBytes: shared,
-                    targetBytes: Int(min(4096, block)) - 1)
-            }
-        }
-    }
-
     public enum State: Sendable, Hashable {
         case serving
         case frozen
@@ -108,7 +65,8 @@ public final class MirroredDirectory {
     let pool: WorkerPool
     let tree: PlainTree
     let log: any ChangeLog
-    let limits: Limits
+    /// What both rooms can hold; narrower as soon as the other node says so.
+    public var limits: FileLimits
     let logger: Logger
     public let mountPoint: String
 
@@ -144,7 +102,7 @@ public final class MirroredDirectory {
     ///   - name: the mirror's name, shown in mount tables.
     public init(
         reactor: Reactor, pool: WorkerPool, tree: PlainTree, log: any ChangeLog, mountPoint: String, name: String,
-        limits: Limits, logger: Logger
+        limits: FileLimits, logger: Logger
     ) throws(FuseMountError) {
         self.reactor = reactor
         self.pool = pool

@@ -75,8 +75,10 @@ final class DataPlane {
         try MirroredDirectory(
             reactor: plane.reactor, pool: plane.workers, tree: plane.tree, log: plane.log,
             mountPoint: plane.configuration.path, name: plane.configuration.name,
-            limits: .init(fileSystemType: plane.tree.fileSystemType), logger: plane.logger)
+            limits: plane.limits, logger: plane.logger)
     }
+    /// What both rooms can hold, as far as the other node has told since this process started.
+    var limits: FileLimits { link.peerLimits.map { link.limits.narrower($0) } ?? link.limits }
     private(set) var phase = Phase.idle
     private(set) var directory: MirroredDirectory?
     private(set) var checkpointRunning = false {
@@ -141,6 +143,8 @@ final class DataPlane {
             resyncPacer.shipped(batch)
             link.pump()
         }
+        link.limits = tree.limits
+        link.onPeerLimits = { [unowned self] in directory?.limits = limits }
         link.mayReadBack = { [unowned self] in inSyncNow == .both || resyncPacer.mayGoOn }
         link.onReadBack = { [unowned self] bytes in resyncPacer.took(bytes) }
         log.onProgress = { [unowned self] in progressed() }

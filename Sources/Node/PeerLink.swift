@@ -107,9 +107,14 @@ final class PeerLink {
     private var hasOtherChain = false
     /// In this node's plain files.
     var room = DiskRoom(bytes: .max, files: .max, seq: .zero)
+    /// What the plain files of each node can hold; of the other one, what it last said to this process.
+    var limits = FileLimits.widest
+    private(set) var peerLimits: FileLimits?
 
     // Set by the data plane.
     var onMerged: (() -> Void)?
+    /// The other node has said what its plain files can hold.
+    var onPeerLimits: (() -> Void)?
     /// The other node's disk lacks what was on it, found while neither of the two leads.
     var onPeerWasPutBack: (() -> Void)?
     var onFollows: ((Epoch) -> Void)?
@@ -223,6 +228,7 @@ final class PeerLink {
             epochs: log.journal.epochs.starts)
         let statements = log.journal.superblock.statements
         let isSaid = statements.contains { $0.kind == .forcedPromotion && $0.epoch == forcedEpoch }
+        state.limits = limits
         state.resyncNumber = isIncomplete ? log.journal.resyncNumber : 0
         let isForcedUnsaid = forcedEpoch != nil && !isSaid
         let forced = statements.filter { $0.kind == .forcedPromotion }
@@ -269,6 +275,10 @@ final class PeerLink {
     }
 
     private func told(_ state: LogState) {
+        if state.limits != peerLimits {
+            peerLimits = state.limits
+            onPeerLimits?()
+        }
         guard !isCutting else {
             waitingState = state
             return

@@ -32,6 +32,8 @@ public final class PlainTree: Sendable {
     public let backing: String
     /// "ext4", "xfs" or "btrfs".
     public let fileSystemType: String
+    /// What the file system can hold.
+    public let limits: FileLimits
     let logger: Logger
     /// An ordinary descriptor, opened before anything was written: the kernel reports a failed write-back to it once,
     /// at the next `syncfs`, and to nobody who opens later. It is also the mount that handles are opened on.
@@ -84,6 +86,8 @@ public final class PlainTree: Sendable {
         let stat = try System.stat(root.rawValue)
         device = UInt64(stat.device_major) << 32 | UInt64(stat.device_minor)
         fileSystemType = try PlainTree.supportedType(of: root.rawValue, mount: stat.mount_id, path: backing)
+        limits = FileLimits(
+            fileSystemType: fileSystemType, blockBytes: try System.fileSystem(root.rawValue).block_size)
         let tag = try System.xattr(root.rawValue, PlainTree.fileIDXattr)
         if opening == .existing, tag == nil {
             throw TreeError(

@@ -20,6 +20,8 @@ private let epochs = [
             decision: Decision(sequence: 0x0A, epoch: Epoch(rawValue: 3), primary: .b, inSync: .both))
         state.wantsAnswer = true
         state.lossAt = Seq(rawValue: 0x0404)
+        state.limits = FileLimits(
+            fileBytes: 0x0102_0304_0506_0708, links: 0x1112_1314, xattrBytes: 0x2122_2324, targetBytes: 0x3132_3334)
         let message = DataMessage.logState(state)
         #expect(
             hexadecimal(message.encoded())
@@ -27,7 +29,8 @@ private let epochs = [
                 + "0a00000000000000" + "03000000" + "01" + "03" + "03" + "1100000000000000" + "2200000000000000"
                 + "0100000000000000" + "0303000000000000" + "8877665544332211" + "0203000000000000"
                 + "0103000000000000" + "0201000000000000" + "02000000" + "02000000" + "0101000000000000" + "03000000"
-                + "0202000000000000" + "01" + "0404000000000000" + "00")
+                + "0202000000000000" + "01" + "0404000000000000" + "00"
+                + "0807060504030201" + "14131211" + "24232221" + "34333231")
         #expect(try DataMessage(decoding: message.encoded()) == message)
     }
 
@@ -44,7 +47,7 @@ private let epochs = [
                 == "01" + "00" + "01" + "00" + "01" + "0807060504030201" + "00" + "00" + "0303000000000000"
                 + "8877665544332211" + "0203000000000000" + "0103000000000000" + "0201000000000000" + "02000000"
                 + "02000000" + "0101000000000000" + "03000000" + "0202000000000000" + "00" + "01"
-                + "0505000000000000")
+                + "0505000000000000" + "0000000000000400" + "ffffffff" + "00000100" + "ff0f0000")
         #expect(try DataMessage(decoding: message.encoded()) == message)
     }
 

@@ -22,6 +22,38 @@ extension MountedTests {
             }
         }
 
+        @Test func aFileEndsAtAPebibyteAlsoWhereTheFileSystemTakesMore() throws {
+            try withMounted(on: "xfs") { mounted in
+                let path = mounted.path + "/huge"
+                #expect(put(path, [1]) == 0)
+                #expect(errnoOf(truncate(path, 1 << 50)) == 0)
+                #expect(errnoOf(truncate(path, 1 << 50 + 1)) == EFBIG)
+                let fd = open(path, O_WRONLY)
+                #expect(errnoOf(pwrite(fd, [1], 1, 1 << 50)) == EFBIG)
+                #expect(clinux_fallocate(fd, 1, 1 << 50, 1) == -EFBIG)
+                close(fd)
+            }
+        }
+
+        @Test func whatTheOtherRoomCannotHoldIsRefusedFromWhenItIsKnown() throws {
+            try withMounted { mounted in
+                let path = mounted.path + "/file"
+                #expect(put(path, [1]) == 0)
+                #expect(truncate(path, 2_000_000) == 0)
+                mounted.onData { directory, _ in
+                    directory.limits = directory.limits.narrower(
+                        FileLimits(fileBytes: 1_000_000, links: 1, xattrBytes: 40, targetBytes: 5))
+                }
+                let before = mounted.onData { _, log in log.lastSeq }
+                #expect(errnoOf(truncate(path, 1_000_001)) == EFBIG)
+                #expect(errnoOf(link(path, mounted.path + "/other")) == EMLINK)
+                #expect(setAttribute(path, "user.a", [1, 2, 3]) == ENOSPC)
+                #expect(errnoOf(symlink("target", mounted.path + "/link")) == ENAMETOOLONG)
+                #expect(mounted.onData { _, log in log.lastSeq } == before)
+                #expect(errnoOf(symlink("targe", mounted.path + "/link")) == 0)
+            }
+        }
+
         @Test func theLongestLinkTargetOfExt4IsTaken() throws {
             try withMounted { mounted in
                 let long = String(repeating: "t", count: 4095)

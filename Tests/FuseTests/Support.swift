@@ -173,7 +173,7 @@ final class Mounted: @unchecked Sendable {
     private let hasOwnDisk: Bool
 
     /// - Parameter fileSystem: of the plain files, on a disk image of their own; nil: whatever /tmp is on.
-    init(on fileSystem: String? = nil, limits: MirroredDirectory.Limits? = nil) throws {
+    init(on fileSystem: String? = nil, limits: FileLimits? = nil) throws {
         Mounted.clearLeftovers()
         root = "/tmp/lockstep-fuse-\(getpid())-\(UInt32.random(in: 0...UInt32.max))"
         for name in ["", "/mirror", "/backing", "/plain", "/state"] { precondition(mkdir(root + name, 0o755) == 0) }
@@ -187,7 +187,7 @@ final class Mounted: @unchecked Sendable {
             log = LocalLog(tree: tree, pool: applyPool, reactor: reactor)
             directory = try MirroredDirectory(
                 reactor: reactor, pool: pool, tree: tree, log: log, mountPoint: path, name: "test",
-                limits: limits ?? .init(fileSystemType: tree.fileSystemType), logger: quiet)
+                limits: limits ?? tree.limits, logger: quiet)
         }
     }
 
@@ -251,7 +251,7 @@ final class Mounted: @unchecked Sendable {
 }
 
 func withMounted(
-    on fileSystem: String? = nil, limits: MirroredDirectory.Limits? = nil, _ body: (Mounted) throws -> Void
+    on fileSystem: String? = nil, limits: FileLimits? = nil, _ body: (Mounted) throws -> Void
 ) throws {
     let mounted = try Mounted(on: fileSystem, limits: limits)
     defer { mounted.close() }

@@ -1,0 +1,77 @@
+/// What the file system of one room can hold and nobody can look up when it is needed. Both nodes tell theirs, and the
+/// primary keeps to the narrower one: a record that cannot be applied in one room stops it there.
+public struct FileLimits: Sendable, Hashable {
+    /// Bytes of the longest file.
+    public var fileBytes: UInt64
+    /// Names of one file.
+    public var links: UInt32
+    /// Bytes of all extended attributes of one file together, as `RecordLimits.xattrBytes(_:_:)` counts them; our own is
+    /// not counted.
+    public var xattrBytes: UInt32
+    /// Bytes of a symbolic link's target.
+    public var targetBytes: UInt32
+
+    public init(fileBytes: UInt64, links: UInt32, xattrBytes: UInt32, targetBytes: UInt32) {
+        self.fileBytes = fileBytes
+        self.links = links
+        self.xattrBytes = xattrBytes
+        self.targetBytes = targetBytes
+    }
+
+    /// The longest file anywhere, 1 PiB: whoever compares the rooms steps over its holes piece by piece, and would never
+    /// come to the end of an exabyte.
+    public static let fileBytesMax: UInt64 = 1 << 50
+    /// What records and the kernel allow on any file system.
+    public static let widest = FileLimits(
+        fileBytes: fileBytesMax, links: .max, xattrBytes: UInt32(RecordLimits.xattrsBytes), targetBytes: 4095)
+
+    /// - Parameters:
+    ///   - fileSystemType: "ext4", "xfs" or "btrfs"; anything else counts as ext4, the narrowest.
+    ///   - blockBytes: of one of its blocks, as statfs tells.
+    public init(fileSystemType: String, blockBytes: UInt64) {
+        let block = min(max(512, blockBytes), 65_536)
+        // Of a block that others share: without their heads, and our own attribute.
+        let shared = UInt32(block) - 196
+        self = .widest
+        switch fileSystemType {
+        case "xfs":
+            links = 2_000_000_000
+            targetBytes = 1023
+        case "btrfs":
+            links = 65_535
+            xattrBytes = 15_000
+            // A target lies in a leaf of the tree, which may be as small as a block.
+            targetBytes = min(targetBytes, shared)
+        default:
+            // Block numbers have 32 bits; attributes share one block; a target has one, and a zero behind it.
+            fileBytes = min(fileBytes, ((1 << 32) - 1) * block)
+            links = 65_000
+            xattrBytes = min(xattrBytes, shared)
+            targetBytes = min(targetBytes, UInt32(block) - 1)
+        }
+    }
+
+    /// What both can hold.
+    public func narrower(_ other: FileLimits) -> FileLimits {
+        FileLimits(
+            fileBytes: min(fileBytes, other.fileBytes), links: min(links, other.links),
+            xattrBytes: min(xattrBytes, other.xattrBytes), targetBytes: min(targetBytes, other.targetBytes))
+    }
+}
+
+extension ByteWriter {
+    mutating func put(_ limits: FileLimits) {
+        put(limits.fileBytes)
+        put(limits.links)
+        put(limits.xattrBytes)
+        put(limits.targetBytes)
+    }
+}
+
+extension ByteReader {
+    mutating func getFileLimits() throws(DecodingError) -> FileLimits {
+        FileLimits(
+            fileBytes: try get(UInt64.self, "longest file"), links: try get(UInt32.self, "names of a file"),
+            xattrBytes: try get(UInt32.self, "extended attributes"), targetBytes: try get(UInt32.self, "link target"))
+    }
+}
