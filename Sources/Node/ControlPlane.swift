@@ -24,6 +24,8 @@ protocol DataOrders: Sendable {
 /// rule for acknowledgements is in force on the data thread (`.policyInForce`).
 final class ControlPlane {
     static let tickMilliseconds = 50
+    /// Votes that could not be written are tried again after this time.
+    static let votesRetryMilliseconds = 1000
 
     let node: NodeID
     let configuration: MirrorConfiguration
@@ -37,6 +39,8 @@ final class ControlPlane {
     private var isStepping = false
     private var voteWriting = false
     private var votesWaiting: [(state: AcceptorState?, token: UInt64)] = []
+    /// Why the votes cannot be written; empty when they can.
+    private(set) var votesProblem = ""
 
     private var data: (any DataOrders)?
     var service: Service?
@@ -70,7 +74,6 @@ final class ControlPlane {
     var onRole: ((RoleState) -> Void)?
     /// The voter has an identity now: the data plane can be made.
     var onSeeded: ((AcceptorState) -> Void)?
-    var onVotesFailed: ((String) -> Void)?
 
     init(
         node: NodeID, configuration: MirrorConfiguration, reactor: Reactor, votes: VoteFile, seed: UInt64,
@@ -236,6 +239,11 @@ final class ControlPlane {
     }
 
     /// Writes the newest of what waits, then reports every token it stands for.
+    ///
+    /// While that fails this voter says nothing that rests on it, and the newest is tried again and again, each time as
+    /// a new file. It is no reason to step down: leases rest on no write, so that an open primary goes on; the other
+    /// node takes over from it by the votes of the other two; and if that one is lost, this one goes alone as soon as
+    /// there is space. To close would bring nobody to serve, and take the files away from readers, too.
     private func persist(_ state: AcceptorState?, _ token: UInt64) {
         votesWaiting.append((state, token))
         writeVotes()
@@ -244,27 +252,40 @@ final class ControlPlane {
     private func writeVotes() {
         guard !voteWriting, let newest = votesWaiting.last else { return }
         voteWriting = true
-        let tokens = votesWaiting.map(\.token)
+        let writing = votesWaiting
         votesWaiting.removeAll()
         let votes = votes
         let handle = reactor.handle
         let bound = ThreadBound({ [self] (failure: String?) in
-            voteWriting = false
             if let failure {
-                // The voter stays silent for ever: what it would answer is not on its disk.
-                problem = failure
-                logger.critical("\(failure)")
-                onVotesFailed?(failure)
-                return
+                votesWaiting.insert(contentsOf: writing, at: 0)
+                return votesFailed(failure)
             }
-            for token in tokens { feed(.persisted(token: token)) }
+            voteWriting = false
+            if !votesProblem.isEmpty {
+                votesProblem = ""
+                logger.notice("this node's votes are on its disk again")
+            }
+            for vote in writing { feed(.persisted(token: vote.token)) }
             if let life = newest.state.map({ ($0.birth, $0.starts) }) { order { $0.votes = life } }
             writeVotes()
         })
         voteWriter.submit {
             var failure: String?
-            do { try votes.store(newest.state) } catch { failure = "\(error)" }
+            do throws(StateFile.Failure) { try votes.store(newest.state) } catch { failure = error.cause }
             _ = handle.post { [failure] in bound.value(failure) }
+        }
+    }
+
+    private func votesFailed(_ cause: String) {
+        let text =
+            "\(cause). This node's voter says nothing until its votes can be written: free space there, or mend the "
+            + "disk or its permissions. It is tried again each second; nothing has to be restarted"
+        if text != votesProblem { logger.critical("\(text)") }
+        votesProblem = text
+        _ = reactor.after(milliseconds: ControlPlane.votesRetryMilliseconds) { [self] in
+            voteWriting = false
+            writeVotes()
         }
     }
 
@@ -346,6 +367,9 @@ final class ControlPlane {
         witness = state
     }
 
+    /// What is broken here, for status; empty: nothing.
+    var statedProblem: String { [problem, votesProblem].first { !$0.isEmpty } ?? heldBack }
+
     func noteProblem(_ text: String) { problem = text }
 
     /// This node's copy does not count until the other node has mended it.
@@ -360,10 +384,8 @@ final class ControlPlane {
     func applicationFailed(_ text: String) {
         logger.error("the application failed its check: \(text)")
         guard let service, openEpoch != nil else { return }
-        if role?.decision?.inSync == .both {
-            feed(.requestSwap)
-            return
-        }
+        // Refused, for one, while the other node is silent and not recorded as lost yet. No check runs any more.
+        if role?.decision?.inSync == .both, request(.requestSwap) == nil { return }
         let handle = ThreadBound(self)
         service.stopApplication { isStopped in
             let control = handle.value

@@ -8,9 +8,9 @@ enum StateFile {
         var action: String
         var path: String
         var code: Int32
-        var description: String {
-            unsafe "cannot \(action) \(path): \(String(cString: strerror(code))). Mend the disk or its permissions, then start again"
-        }
+        /// Without what to do.
+        var cause: String { unsafe "cannot \(action) \(path): \(String(cString: strerror(code)))" }
+        var description: String { "\(cause). Mend the disk or its permissions, then start again" }
     }
 
     /// nil when there is no file.

@@ -26,7 +26,7 @@ struct VoteFile: Sendable {
     }
 
     /// nil removes the file.
-    func store(_ state: AcceptorState?) throws {
+    func store(_ state: AcceptorState?) throws(StateFile.Failure) {
         guard let state else { return try StateFile.remove(path) }
         try StateFile.replace(path, with: state.encoded())
     }

@@ -27,12 +27,17 @@ private let now: UInt64 = 100_000_000_000
 private struct Asker {
     let mirror: MirrorID
     var number: UInt64 = 0
+    /// Boot clock.
+    var time = now
     init(_ low: UInt64) { mirror = MirrorID(high: 0, low: low) }
 
     mutating func ask(_ voters: WitnessVoters, _ body: QuorumMessage.Body) -> QuorumMessage.Body? {
+        askForAll(voters, body).first
+    }
+    mutating func askForAll(_ voters: WitnessVoters, _ body: QuorumMessage.Body) -> [QuorumMessage.Body] {
         number += 1
         let message = QuorumMessage(sender: Incarnation(birth: 1, session: 1), number: number, body: body)
-        return voters.receive(message, from: .a, mirror: mirror, now: now).first?.1.body
+        return voters.receive(message, from: .a, mirror: mirror, now: time).map(\.1.body)
     }
     func ballot(_ birth: UInt64, _ number: UInt64) -> Ballot {
         Ballot(instance: WitnessInstance(generation: 1, birth: birth), number: number, node: .a)
@@ -130,6 +135,28 @@ private struct Asker {
         #expect(witness.objection(mirror: first.mirror, name: "one") != nil)
         #expect(second.ask(witness, .prepare(second.ballot(0, 9), memory: VoterMemory())) != nil)
         #expect(!FileManager.default.fileExists(atPath: path + ".new"))
+    }
+
+    /// A full disk, for one: no vote that is not on the disk, and all of them when there is space again.
+    @Test func failure23AVoteThatCannotBeWrittenIsTriedAgain() throws {
+        let scratch = Scratch()
+        let witness = try voters(scratch)
+        var asker = Asker(1)
+        let (birth, _) = asker.seed(witness, name: "ledger")
+        // A directory where the new file would be made.
+        let obstacle = scratch.path + "/\(asker.mirror).votes.new"
+        try FileManager.default.createDirectory(atPath: obstacle, withIntermediateDirectories: false)
+        #expect(asker.ask(witness, .prepare(asker.ballot(birth, 1), memory: VoterMemory())) == nil)
+        asker.time += 2_000_000_000
+        #expect(asker.ask(witness, .prepare(asker.ballot(birth, 2), memory: VoterMemory())) == nil)
+        try FileManager.default.removeItem(atPath: obstacle)
+        // Not with each message: a disk that fails may be slow, and there are other mirrors.
+        #expect(asker.ask(witness, .prepare(asker.ballot(birth, 3), memory: VoterMemory())) == nil)
+        #expect(witness.objection(mirror: asker.mirror, name: "ledger") == nil)
+        asker.time += 2_000_000_000
+        let answers = asker.askForAll(witness, .prepare(asker.ballot(birth, 4), memory: VoterMemory()))
+        let promised = answers.compactMap { if case .promise(let ballot, _, _, _) = $0 { ballot.number } else { nil } }
+        #expect(promised == [1, 2, 3, 4])
     }
 
     @Test func twoWitnessesOnOneDirectoryAreRefused() throws {

@@ -9,7 +9,7 @@ public struct VoteStoreError: Error, Sendable, CustomStringConvertible {
     init(_ action: String, _ path: String, _ code: Int32) {
         description =
             "cannot \(action) \(path): \(String(cString: strerror(code))). "
-            + "Mend the disk or the permissions of the state directory, then start the witness again"
+            + "Free space there, or mend the disk or the permissions of the state directory"
     }
 }
 

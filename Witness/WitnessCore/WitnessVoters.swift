@@ -11,6 +11,9 @@ public final class WitnessVoters {
     /// What is remembered of nodes is written so seldom: it changes with every write of an application.
     public static let memoryNanoseconds: BootNanoseconds = 60_000_000_000
 
+    /// A memory that could not be written is tried again after this time, with the next message.
+    public static let retryNanoseconds: BootNanoseconds = 1_000_000_000
+
     private let store: VoteStore
     private let timing: QuorumTiming
     private let startedAt: BootNanoseconds
@@ -20,8 +23,11 @@ public final class WitnessVoters {
     private var begun: Set<MirrorID> = []
     private var empties: [MirrorID] = []
     private var names: [String: MirrorID] = [:]
-    /// Silent until the witness is restarted: what they would say cannot be trusted, or not be kept.
+    /// Silent until the witness is restarted: what they would say cannot be trusted.
     private var silenced: Set<MirrorID> = []
+    /// Whose newest memory is not on the disk: the write it is, and when it is tried again. What rests on it waits in
+    /// the voter.
+    private var unwritten: [MirrorID: (token: UInt64, retryAt: BootNanoseconds)] = [:]
     /// As it was last written, and when.
     private var memories: [MirrorID: (memory: NodeMemory, at: BootNanoseconds)] = [:]
     /// Mirrors that were heard of since then.
@@ -92,9 +98,14 @@ public final class WitnessVoters {
         guard var voter = takeVoter(mirror) else { return [] }
         let wasEmpty = voter.state == nil
         var effects: [AcceptorEffect] = []
+        if let waiting = unwritten[mirror], now >= waiting.retryAt {
+            effects.append(.persist(voter.state, token: waiting.token))
+        }
+        var answers = carryOut(effects, &voter, mirror, now: now)
+        effects = []
         if !wasEmpty, begun.insert(mirror).inserted { voter.start(effects: &effects) }
         voter.receive(message, from: node, now: now, effects: &effects)
-        let answers = carryOut(effects, &voter, mirror)
+        answers += carryOut(effects, &voter, mirror, now: now)
         voters[mirror] = voter
         heard.insert(mirror)
         noteMemory(of: voter, mirror, wasEmpty: wasEmpty)
@@ -109,7 +120,11 @@ public final class WitnessVoters {
             return nil
         }
         // The oldest empty one makes room; if it is a real mirror it just gets another number.
-        if empties.count >= WitnessVoters.emptyLimit { voters[empties.removeFirst()] = nil }
+        if empties.count >= WitnessVoters.emptyLimit {
+            // Not one that shall have forgotten, while its disk still remembers.
+            guard let oldest = empties.firstIndex(where: { unwritten[$0] == nil }) else { return nil }
+            voters[empties.remove(at: oldest)] = nil
+        }
         empties.append(mirror)
         return Acceptor(
             voter: .witness, state: nil, timing: timing, startedAt: startedAt, seed: generator.next(),
@@ -167,7 +182,7 @@ public final class WitnessVoters {
 
     /// Writes first, then lets the answers go that waited for it.
     private func carryOut(
-        _ effects: [AcceptorEffect], _ voter: inout Acceptor, _ mirror: MirrorID
+        _ effects: [AcceptorEffect], _ voter: inout Acceptor, _ mirror: MirrorID, now: BootNanoseconds
     ) -> [(to: NodeID, QuorumMessage)] {
         var answers: [(to: NodeID, QuorumMessage)] = []
         var rest = effects[...]
@@ -176,21 +191,37 @@ public final class WitnessVoters {
             case .reply(let node, let message): answers.append((node, message))
             case .log(let level, let text): log(level, text, mirror)
             case .persist(let state, let token):
-                do throws(VoteStoreError) {
-                    try store.store(state, of: mirror)
-                } catch {
-                    logger.critical(
-                        "\(error). Until then this witness is silent about this mirror",
-                        metadata: ["mirror": "\(mirror)"])
-                    silenced.insert(mirror)
-                    return answers
-                }
+                guard isWritten(state, token, of: mirror, now: now) else { continue }
                 var more: [AcceptorEffect] = []
                 voter.persisted(token, effects: &more)
                 rest.append(contentsOf: more)
             }
         }
         return answers
+    }
+
+    private func isWritten(
+        _ state: AcceptorState?, _ token: UInt64, of mirror: MirrorID, now: BootNanoseconds
+    ) -> Bool {
+        let failed = unwritten[mirror]
+        if let failed, now < failed.retryAt {
+            unwritten[mirror]?.token = token
+            return false
+        }
+        do throws(VoteStoreError) {
+            try store.store(state, of: mirror)
+        } catch {
+            unwritten[mirror] = (token, now + WitnessVoters.retryNanoseconds)
+            if failed == nil {
+                logger.critical(
+                    "\(error). Until then this witness has no vote in this mirror; it tries again each second",
+                    metadata: ["mirror": "\(mirror)"])
+            }
+            return false
+        }
+        unwritten[mirror] = nil
+        if failed != nil { logger.notice("the vote is on the disk again", metadata: ["mirror": "\(mirror)"]) }
+        return true
     }
 
     private func log(_ level: QuorumLogLevel, _ text: String, _ mirror: MirrorID) {
