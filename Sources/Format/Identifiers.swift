@@ -74,6 +74,9 @@ public struct Epoch: RawRepresentable, Sendable, Hashable, Comparable, CustomStr
     public let rawValue: UInt32
     public init(rawValue: UInt32) { self.rawValue = rawValue }
     public static let none = Epoch(rawValue: 0)
+    /// Decisions of this epoch and later ones are refused: the number of a file has 23 bits for its epoch, and the last
+    /// of them are kept for those that follow on one that was heard of.
+    public static let limit = Epoch(rawValue: 1 << 23 - 1 << 16)
     public var next: Epoch { Epoch(rawValue: rawValue + 1) }
     public static func < (left: Epoch, right: Epoch) -> Bool { left.rawValue < right.rawValue }
     public var description: String { "\(rawValue)" }

@@ -347,8 +347,10 @@ final class DataPlane {
             return advance()
         }
         guard let directory else { return }
+        directory.onEnd = nil
         directory.drainAndUnmount { [self] failure in
             if let failure {
+                watch(directory)
                 logger.error("\(failure); the service stays here")
                 return report(.member(.drainFailed))
             }
@@ -480,7 +482,9 @@ final class DataPlane {
         // What was inherited has been applied since it was last looked at.
         checkSpace()
         do {
-            directory = try mount(self)
+            let opened = try mount(self)
+            if let opened { watch(opened) }
+            directory = opened
             phase = .open(decision)
             logger.notice("\(configuration.path) is open", metadata: ["epoch": "\(decision.epoch)"])
             report(.opened(decision.epoch))
@@ -488,6 +492,14 @@ final class DataPlane {
             isBroken = true
             report(.broken("cannot open \(configuration.path): \(error)"))
             report(.member(.ownDiskFailed))
+        }
+    }
+
+    /// An administrator may take the mount away by force; then nothing is served here any more.
+    private func watch(_ opened: MirroredDirectory) {
+        opened.onEnd = { [weak self, weak opened] in
+            guard let self, case .open = phase, let opened, directory === opened else { return }
+            report(.member(.directoryLost))
         }
     }
 

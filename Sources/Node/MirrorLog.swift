@@ -222,8 +222,9 @@ final class MirrorLog {
         noteCommitted(batch.header.committedSeq)
     }
 
-    /// The source says that everything up to `seq` is on every in-sync disk.
+    /// The source says that everything up to `seq` is on every in-sync disk. It speaks only of what it has sent.
     func noteCommitted(_ seq: Seq) {
+        let seq = min(seq, core.last)
         guard role == .following, seq > committed else { return }
         committed = seq
         handOver()

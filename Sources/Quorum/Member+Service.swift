@@ -411,9 +411,25 @@ extension Member {
         }
     }
 
+    /// Who wanted to move the service keeps it; who wanted to stop stops, by force: every acknowledged write is where
+    /// the rule says, as after a crash.
     mutating func drainFailed(effects: inout [MemberEffect]) {
-        guard isDraining else { return }
-        effects.append(.log(.error, "draining failed: the application starts again here"))
+        guard case .draining(let stop, _) = mode else { return }
+        guard stop else {
+            effects.append(.log(.error, "draining failed: the application starts again here"))
+            return startClosing(.restarting, next: .standby, effects: &effects)
+        }
+        effects.append(.log(.error, "draining failed: node \(node) stops all the same, by force"))
+        let handsOver = known?.inSync == .both
+        startClosing(
+            .restarting, next: handsOver ? .handedOver(stop: true) : .stopped(diskFailed: false), effects: &effects)
+    }
+
+    /// Somebody has taken the mount away. The application's files are gone with it: both begin anew.
+    mutating func directoryLost(effects: inout [MemberEffect]) {
+        if isDraining { return drainFailed(effects: &effects) }
+        guard mode == .serving else { return }
+        effects.append(.log(.error, "the directory was unmounted by somebody else: the service starts again"))
         startClosing(.restarting, next: .standby, effects: &effects)
     }
 

@@ -165,6 +165,7 @@ public struct Member: Sendable {
         case .ownDiskFailed: ownDiskFailed(effects: &effects)
         case .drained: drained(effects: &effects)
         case .drainFailed: drainFailed(effects: &effects)
+        case .directoryLost: directoryLost(effects: &effects)
         case .requestSwap, .requestStop, .requestStart, .requestPromotion: request(event, effects: &effects)
         }
         guard acceptor != nil else { return }

@@ -42,8 +42,8 @@ public enum MemberEvent: Sendable {
     case connection(Voter, up: Bool)
     /// Time has passed. At least each `QuorumTiming.resend / 2`; more often does no harm.
     case tick
-    /// The state of `MemberEffect.persist` with this token is on the disk, flushed. If it cannot be written, never send
-    /// this: the voter stays silent, and the process should end with an error.
+    /// The state of `MemberEffect.persist` with this token is on the disk, flushed. While it cannot be written, try
+    /// the newest again, and do not send this: the voter is silent then, but for leases.
     case persisted(token: UInt64)
     /// The policy of `MemberEffect.setPolicy` with this token is in force: no acknowledgement will follow from now on
     /// that violates it, and if it asked for a flush, everything received is durable.
@@ -78,8 +78,11 @@ public enum MemberEvent: Sendable {
     case drained
     /// Answer to `MemberEffect.close`: no acknowledgement will leave any more.
     case closed
-    /// The application could not be stopped, or draining takes too long. Service goes on here, after a restart.
+    /// The application could not be stopped, or draining takes too long. Service goes on here, after a restart; unless
+    /// this node is to stop, which it does then by force.
     case drainFailed
+    /// The mirrored directory was unmounted, and not by this node.
+    case directoryLost
 
     // From the administrator.
 
@@ -130,7 +133,8 @@ public enum CloseReason: Sendable, Hashable {
     case swapped
     /// Stopped by the administrator; already drained. Mark the journal complete.
     case stopped
-    /// Draining failed or was interrupted. The application starts again here, in a new epoch.
+    /// Draining failed or was interrupted, or the mount is gone: the application is killed. It starts again in a new
+    /// epoch, here or on the other node.
     case restarting
     case ownDiskFailed
     /// This voter's memory was found to be older than what it has answered: its disk was put back to an older state.

@@ -42,6 +42,23 @@ import Testing
         precondition(utimensat(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW) == 0)
     }
 
+    @Test func failure38WhatAPeerSaysToBeCommittedIsNeverMoreThanWhatItHasSent() throws {
+        let pair = try Pair()
+        pair.serve(pair.a, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 2)
+        let file = pair.a.create("file")
+        pair.a.waitForSync(pair.a.write(file, noise(10_000, 1), at: 0))
+        pair.settle()
+        pair.b.call { plane in
+            plane.link.received(.commit(seq: Seq(rawValue: .max)))
+            #expect(plane.log.committed == plane.log.core.last)
+        }
+        pair.a.waitForSync(pair.a.write(file, noise(10_000, 2), at: 5_000))
+        pair.settle()
+        #expect(pair.differences() == [])
+    }
+
     @Test func catchUpFromTheJournalSendsOnlyWhatWasMissed() throws {
         let pair = try Pair()
         pair.serve(pair.a, epoch: 2)

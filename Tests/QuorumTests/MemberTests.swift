@@ -118,4 +118,34 @@ private struct MemberBench {
         #expect(after.inSync == .a && after.epoch > before.epoch && bench.member.possible == [.a])
         #expect(bench.additions == 0 && bench.epochs == [after] && bench.member.mode == .serving)
     }
+
+    /// Who wants to stop gets it, also if the application or the directory cannot be left in order; who wants to move
+    /// the service keeps it.
+    @Test(arguments: [true, false]) func aDrainThatFailsEndsAStopByForceAndASwapHere(stop: Bool) {
+        var bench = MemberBench()
+        bench.run(milliseconds: 10_000)
+        #expect(bench.member.mode == .serving)
+        bench.step(.requestStop)
+        #expect(bench.member.mode == .draining(stop: true, done: false))
+        if !stop { bench.member.mode = .draining(stop: false, done: false) }
+        bench.step(.drainFailed)
+        #expect(bench.closes == [.restarting])
+        bench.step(.closed)
+        bench.run(milliseconds: 10_000)
+        #expect(bench.member.mode == (stop ? .stopped(diskFailed: false) : .serving))
+    }
+
+    @Test func aDirectoryThatWasTakenAwayIsServedAnew() throws {
+        var bench = MemberBench()
+        bench.step(.directoryLost)
+        #expect(bench.closes == [])
+        bench.run(milliseconds: 10_000)
+        let before = try #require(bench.member.known?.epoch)
+        bench.step(.directoryLost)
+        #expect(bench.closes == [.restarting])
+        bench.step(.closed)
+        bench.run(milliseconds: 10_000)
+        let after = try #require(bench.member.known?.epoch)
+        #expect(bench.member.mode == .serving && after > before)
+    }
 }

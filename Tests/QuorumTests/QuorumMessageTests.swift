@@ -126,4 +126,12 @@ private func message(_ body: QuorumMessage.Body) -> QuorumMessage {
         #expect(read > 1000)
         #expect(throws: DecodingError.self) { try QuorumMessage(decoding: [UInt8](repeating: 0, count: 5000)[...]) }
     }
+
+    /// No number of a file could be made in such an epoch, and the next one would be none.
+    @Test(arguments: [Epoch.limit, Epoch(rawValue: .max)]) func failure38ADecisionBeyondAllEpochsIsRefused(epoch: Epoch)
+    {
+        let decision = Decision(sequence: 7, epoch: epoch, primary: .a, inSync: .both)
+        let bytes = message(.accept(ballot(4, .a), decision, memory: memory)).encoded()
+        #expect(throws: DecodingError.self) { try QuorumMessage(decoding: bytes[...]) }
+    }
 }
