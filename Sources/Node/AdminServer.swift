@@ -55,8 +55,10 @@ final class AdminServer {
     private var clients: [Int32: Client] = [:]
 
     private final class Client {
+        let descriptor: Int32
         var watch: Watch?
         var input: [UInt8] = []
+        init(_ descriptor: Int32) { self.descriptor = descriptor }
     }
 
     init(process: NodeProcess, reactor: Reactor, logger: Logger) throws {
@@ -79,41 +81,46 @@ final class AdminServer {
         while true {
             var room = sockaddr_un()
             var length = UInt32(MemoryLayout<sockaddr_un>.size)
-            let client = unsafe clinux_accept(descriptor, &room, &length)
-            guard client >= 0 else { return }
+            let accepted = unsafe clinux_accept(descriptor, &room, &length)
+            guard accepted >= 0 else { return }
             guard clients.count < AdminServer.connectionLimit else {
-                close(client)
+                close(accepted)
                 continue
             }
-            let state = Client()
-            clients[client] = state
-            state.watch = reactor.watch(client, read: true, write: false) { [self] _ in read(client) }
+            let client = Client(accepted)
+            clients[accepted] = client
+            client.watch = reactor.watch(accepted, read: true, write: false) { [self, unowned client] _ in read(client)
+            }
         }
     }
 
-    private func drop(_ client: Int32) {
-        guard let state = clients.removeValue(forKey: client) else { return }
-        state.watch?.cancel()
-        close(client)
+    /// An answer may come when its client has given up and the next one has got the same number.
+    private func isConnected(_ client: Client) -> Bool { clients[client.descriptor] === client }
+
+    private func drop(_ client: Client) {
+        guard isConnected(client) else { return }
+        clients[client.descriptor] = nil
+        client.watch?.cancel()
+        close(client.descriptor)
     }
 
-    private func read(_ client: Int32) {
-        guard let state = clients[client] else { return }
+    private func read(_ client: Client) {
+        guard isConnected(client) else { return }
         var buffer = [UInt8](repeating: 0, count: 4096)
-        let count = unsafe Glibc.read(client, &buffer, buffer.count)
+        let count = unsafe Glibc.read(client.descriptor, &buffer, buffer.count)
         if count < 0, errno == EAGAIN { return }
-        guard count > 0, state.input.count + count <= AdminServer.lineBytes else { return drop(client) }
-        state.input += buffer[..<count]
-        guard let end = state.input.firstIndex(of: UInt8(ascii: "\n")) else { return }
-        let line = Data(state.input[..<end])
-        state.input.removeAll()
+        guard count > 0, client.input.count + count <= AdminServer.lineBytes else { return drop(client) }
+        client.input += buffer[..<count]
+        guard let end = client.input.firstIndex(of: UInt8(ascii: "\n")) else { return }
+        let line = Data(client.input[..<end])
+        client.input.removeAll()
         guard let request = try? JSONDecoder().decode(AdminRequest.self, from: line) else {
             return answer(client, AdminReply(error: "this daemon does not know the request; are both of one version?"))
         }
         carryOut(request, client)
     }
 
-    private func carryOut(_ request: AdminRequest, _ client: Int32) {
+    private func carryOut(_ request: AdminRequest, _ client: Client) {
         let control = process.controlPlane
         switch request.command {
         case .verify, .verifyStop, .verifyReport, .resyncFull, .resyncRate: return askData(request, client)
@@ -132,17 +139,17 @@ final class AdminServer {
         answerStatus(client)
     }
 
-    private func answerStatus(_ client: Int32) {
-        let server = Unchecked(self)
+    private func answerStatus(_ client: Client) {
+        let asked = Unchecked((self, client))
         process.gatherData { facts in
-            let server = server.value
+            let (server, client) = asked.value
             server.answer(client, AdminReply(status: server.process.status(facts)))
         }
     }
 
     /// What the data side answers.
-    private func askData(_ request: AdminRequest, _ client: Int32) {
-        let server = Unchecked(self)
+    private func askData(_ request: AdminRequest, _ client: Client) {
+        let asked = Unchecked((self, client))
         process.askData { plane in
             switch request.command {
             case .verify: return AdminReply(error: plane.verification.start(request.verify ?? VerifyOptions()))
@@ -154,7 +161,7 @@ final class AdminServer {
             default: return AdminReply(findings: plane.verification.findings(from: request.from ?? 0, limit: 20))
             }
         } then: { reply in
-            let server = server.value
+            let (server, client) = asked.value
             guard let reply else {
                 return server.answer(client, AdminReply(error: "this node has no part in the mirror yet"))
             }
@@ -163,10 +170,10 @@ final class AdminServer {
         }
     }
 
-    private func promote(_ request: AdminRequest, _ client: Int32) {
-        let server = Unchecked(self)
+    private func promote(_ request: AdminRequest, _ client: Client) {
+        let asked = Unchecked((self, client))
         process.gatherPromotion { facts in
-            let server = server.value
+            let (server, client) = asked.value
             let control = server.process.controlPlane
             let seeds = request.seedWitness == true
             var reply = AdminReply()
@@ -180,12 +187,12 @@ final class AdminServer {
         }
     }
 
-    private func answer(_ client: Int32, _ reply: AdminReply) {
-        guard clients[client] != nil else { return }
+    private func answer(_ client: Client, _ reply: AdminReply) {
+        guard isConnected(client) else { return }
         guard var data = try? JSONEncoder().encode(reply) else { return drop(client) }
         data.append(UInt8(ascii: "\n"))
         // Fits the socket's buffer; a client that does not read is dropped.
-        let sent = unsafe data.withUnsafeBytes { unsafe write(client, $0.baseAddress, $0.count) }
+        let sent = unsafe data.withUnsafeBytes { unsafe write(client.descriptor, $0.baseAddress, $0.count) }
         if sent != data.count { drop(client) }
     }
 }

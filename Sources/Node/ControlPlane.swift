@@ -368,7 +368,7 @@ final class ControlPlane {
     }
 
     /// What is broken here, for status; empty: nothing.
-    var statedProblem: String { [problem, votesProblem].first { !$0.isEmpty } ?? heldBack }
+    var statedProblem: String { [problem, votesProblem, heldBack, full].first { !$0.isEmpty } ?? "" }
 
     func noteProblem(_ text: String) { problem = text }
 

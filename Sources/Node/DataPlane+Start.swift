@@ -29,6 +29,8 @@ enum StateFiles {
     static func journal(_ configuration: MirrorConfiguration) -> String { configuration.state + "/journal" }
     /// What the other node lacks while it is not in sync.
     static func dirty(_ configuration: MirrorConfiguration) -> String { configuration.state + "/dirty" }
+    /// Locked by the process that runs; holds its number.
+    static func lock(_ configuration: MirrorConfiguration) -> String { configuration.state + "/lock" }
     static func votes(_ configuration: MirrorConfiguration) -> String { configuration.state + "/votes" }
     /// Says that an administrator prepared this node to be filled from the other one.
     static func joining(_ configuration: MirrorConfiguration) -> String { configuration.state + "/joining" }

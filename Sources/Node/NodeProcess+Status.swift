@@ -78,7 +78,7 @@ extension NodeProcess {
             mirror: configuration.name, mirrorID: "\(control.member.state?.mirror ?? .none)",
             node: configuration.node(node).name, role: role?.role.rawValue ?? "WAIT",
             color: color(role, facts), reason: role.map { RoleText.code($0.reason) } ?? "starting",
-            explanation: role.map { RoleText.explain($0, configuration: configuration, now: now) } ?? "starting",
+            explanation: explanation(role, now),
             sinceSeconds: role.map { Double(now - min(now, $0.since)) / 1e9 } ?? 0, inSync: inSync,
             inSyncNodes: decision.map { names($0.inSync) } ?? [],
             primary: decision.map { configuration.node($0.primary).name }, epoch: decision?.epoch.rawValue ?? 0,
@@ -91,7 +91,7 @@ extension NodeProcess {
             log: facts?.log, copy: facts?.copy, resync: facts?.resync, verify: facts?.verify,
             lastTakeover: control.lastTakeover, statements: facts?.statements ?? [], promotion: promotionWords.code,
             promotionMessage: promotionWords.message, rescues: facts?.rescues ?? [],
-            problem: [control.problem, control.heldBack, control.full].first { !$0.isEmpty } ?? "",
+            problem: control.statedProblem,
             residentBytes: NodeProcess.residentBytes,
             processID: getpid())
     }
@@ -103,14 +103,33 @@ extension NodeProcess {
     }
 
     private func color(_ role: RoleState?, _ facts: DataFacts?) -> String {
-        guard let role, controlPlane.problem.isEmpty, controlPlane.heldBack.isEmpty, controlPlane.full.isEmpty
-        else { return "red" }
+        guard let role, controlPlane.statedProblem.isEmpty else { return "red" }
+        if role.role == .primary || role.role == .alone, serviceFault != nil { return "orange" }
         switch (role.role, role.reason) {
         case (.primary, .none), (.secondary, .none), (.alone, .none): return "green"
         case (.primary, _), (.secondary, _), (.alone, _): return "orange"
         case (.wait, .asking), (.wait, .catchingUp), (.wait, .restartGrant), (.wait, .handedOver): return "orange"
         case (.stop, _), (.wait, _), (.frozen, _): return "red"
         }
+    }
+
+    private func explanation(_ role: RoleState?, _ now: UInt64) -> String {
+        guard let role else { return "starting" }
+        let text = RoleText.explain(role, configuration: configuration, now: now)
+        guard let serviceFault, role.role == .primary || role.role == .alone else { return text }
+        return text + "; " + serviceFault
+    }
+
+    /// The files are served here, and nobody is served all the same.
+    private var serviceFault: String? {
+        let control = controlPlane
+        if control.application.state == .failed {
+            return "but the application failed, its message says how: mend that, `lockstep stop`, `lockstep start`"
+        }
+        if control.openEpoch != nil, !control.addressesHeld, !configuration.addresses.isEmpty {
+            return "but a virtual address cannot be raised, the log says why: it is tried again twice a second"
+        }
+        return nil
     }
 
     private func witness(_ control: ControlPlane, _ now: UInt64) -> NodeStatus.Witness {

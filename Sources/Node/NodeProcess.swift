@@ -37,6 +37,9 @@ public final class NodeProcess: @unchecked Sendable {
     private let dataReactor: ReactorSlot
     private let controlReactor: ReactorSlot
 
+    /// Held from the first step of `start` until the process ends; of the thread that starts and stops.
+    private var stateLock: Int32 = -1
+
     // Confined to the control thread.
     private var control: ControlPlane!
     private var listener: Listener?
@@ -81,6 +84,7 @@ public final class NodeProcess: @unchecked Sendable {
     public func start() throws {
         _ = clinux_set_io_flusher(1)
         try makeDirectories()
+        try lockState()
         let votes = VoteFile(path: StateFiles.votes(configuration))
         let state = try votes.load()
         let hasJournal = unsafe access(StateFiles.journal(configuration), F_OK) == 0
@@ -141,6 +145,29 @@ public final class NodeProcess: @unchecked Sendable {
                 throw StartError("cannot create \(directory): \(error.localizedDescription)")
             }
         }
+    }
+
+    /// One process at a time, and BEFORE the guard is placed: that takes away the mount of a process that was killed,
+    /// and would take away the one of a process that serves.
+    private func lockState() throws {
+        let path = StateFiles.lock(configuration)
+        let descriptor = unsafe open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+        guard descriptor >= 0 else {
+            throw StartError("cannot create \(path): \(errorText(errno)). Mend the disk or its permissions")
+        }
+        guard clinux_lock_exclusive(descriptor) >= 0 else {
+            var text = [UInt8](repeating: 0, count: 16)
+            let count = unsafe pread(descriptor, &text, text.count, 0)
+            close(descriptor)
+            let holder = String(decoding: text.prefix(max(0, count)), as: UTF8.self)
+            throw StartError(
+                "lockstepd runs here already for mirror \(configuration.name) (process \(holder)): `lockstep status` "
+                    + "asks it, and it alone may use \(configuration.state)")
+        }
+        // Only for the words above: a full disk is no reason not to start.
+        let number = Array("\(getpid())".utf8)
+        if ftruncate(descriptor, 0) == 0 { _ = unsafe pwrite(descriptor, number, number.count, 0) }
+        stateLock = descriptor
     }
 
     private func makeJournal(_ mirror: MirrorID) throws {
@@ -391,7 +418,8 @@ public final class NodeProcess: @unchecked Sendable {
     // MARK: - Stop
 
     private func roleChanged(_ role: RoleState) {
-        guard role.role == .stop, role.reason == .byAdministrator else { return }
+        // For whatever reason: a node whose disk failed does nothing more, either.
+        guard role.role == .stop else { return }
         let waiters = stopWaiters
         stopWaiters.removeAll()
         for waiter in waiters { waiter() }
@@ -413,12 +441,32 @@ public final class NodeProcess: @unchecked Sendable {
         if done.wait(timeout: .now() + .seconds(timeoutSeconds)) == .timedOut {
             logger.error("the mirror did not stop within \(timeoutSeconds) s; leaving all the same")
         }
+        leaveNothingBehind()
         finishData()
-        _ = controlThread.call { box.value.control.service?.dropAddresses() }
         controlThread.stop()
         controlThread.join()
         dataThread.stop()
         dataThread.join()
+    }
+
+    /// Takes the addresses down, kills what is left of the application and clears the mount away, also if the stop came
+    /// to no end: nothing shall look like a service when this process has gone.
+    private func leaveNothingBehind() {
+        let box = Unchecked(self)
+        let service = controlThread.call {
+            let service = box.value.control.service
+            service?.dropAddresses()
+            return service
+        }
+        do {
+            // Who waits in a request for the mirrored directory dies when that has gone.
+            try service??.application?.kill(milliseconds: 0)
+            MountGuard.clear(configuration.path)
+            guard let left = try service??.application?.kill(), !left.isEmpty else { return }
+            logger.error("processes of the application are stuck in the kernel and could not be killed: \(left)")
+        } catch {
+            logger.error("\(error)")
+        }
     }
 
     /// Nothing more is received; what is here goes to the disks, and the journal says that it is complete.

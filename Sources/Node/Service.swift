@@ -2,6 +2,7 @@ import Configuration
 import Format
 import Logging
 import Ring
+import Synchronization
 import Takeover
 
 /// The virtual addresses and the application on this node: raised when the directory is open and the lease runs, gone
@@ -22,6 +23,8 @@ final class Service: Sendable {
     private let killer: WorkerPool
     private let control: ReactorHandle
     private let logger: Logger
+    /// Why the addresses could not be raised the last time; said once, not with each renewal.
+    private let addressComplaint = Mutex("")
     private let onState: @Sendable (ApplicationState, String) -> Void
     private let onCheckFailed: @Sendable (String) -> Void
 
@@ -159,9 +162,15 @@ final class Service: Sendable {
                 logger.notice("virtual addresses are up: \(addresses.addresses.map(\.text).joined(separator: ", "))")
             default: break
             }
+            addressComplaint.withLock { $0 = "" }
             return true
         } catch {
-            logger.error("\(error)")
+            let text = "\(error)"
+            let isNews = addressComplaint.withLock { complaint in
+                defer { complaint = text }
+                return complaint != text
+            }
+            if isNews { logger.error("\(text)") }
             return false
         }
     }

@@ -5,7 +5,10 @@ import Node
 struct Status: ParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Says what this node does, how far the other one is, and what to do if something is wrong.",
-        discussion: "Exit status: 0 PRIM or SECOND, 10 ALONE, 11 WAIT, 12 FROZEN, 13 STOP, 1 no answer.")
+        discussion: """
+            Exit status: 0 PRIM or SECOND, 10 ALONE, 11 WAIT, 12 FROZEN, 13 STOP, \
+            14 PRIM or ALONE without the application or an address, 1 no answer.
+            """)
     @OptionGroup var options: MirrorOptions
     @Flag(name: .long, help: "Print JSON with stable keys (docs/operations.md).")
     var json = false
@@ -25,11 +28,13 @@ struct Status: ParsableCommand {
         }
         let status = try call(.status, options)
         try show(status)
-        throw ExitCode(Status.code(status.role))
+        throw ExitCode(Status.code(status))
     }
 
-    static func code(_ role: String) -> Int32 {
-        switch role {
+    static func code(_ status: NodeStatus) -> Int32 {
+        let isServing = status.role == "PRIM" || status.role == "ALONE"
+        if isServing, status.application == "failed" || status.addresses.contains(where: { !$0.held }) { return 14 }
+        return switch status.role {
         case "PRIM", "SECOND": 0
         case "ALONE": 10
         case "WAIT": 11
