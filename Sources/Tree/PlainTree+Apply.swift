@@ -404,7 +404,7 @@ extension PlainTree {
                 let here = try occupant(of: name, in: from)
                 let there = try occupant(of: newName, in: to)
                 if here == file, there == other {
-                    try System.rename(from, name, to: to, newName, flags: CLINUX_RENAME_EXCHANGE)
+                    try exchange(from, name, to, newName, other, acrossDirectories: parent != newParent)
                 } else if here != other || there != file {
                     throw unexpected("exchange", file, name, parent, holds: here ?? .none)
                 }
@@ -412,6 +412,25 @@ extension PlainTree {
                 if parent != newParent { try touch(to, time) }
             }
         }
+    }
+
+    /// XFS gives a directory that is exchanged into another directory the present time, which is another one in the other
+    /// room; one that is only moved keeps its own. So such a one goes by way of staging. Dying on the way leaves there what
+    /// a replay gives its name back.
+    private func exchange(
+        _ from: Int32, _ name: FileName, _ to: Int32, _ newName: FileName, _ other: FileID, acrossDirectories: Bool
+    ) throws(TreeError) {
+        func isDirectory(_ directory: Int32, _ name: FileName) throws(TreeError) -> Bool {
+            try System.stat(directory, name).map { $0.mode & S_IFMT == S_IFDIR } ?? false
+        }
+        let isOther = try isDirectory(to, newName)
+        let isOne = try isDirectory(from, name)
+        guard acrossDirectories, isOne || isOther else {
+            return try System.rename(from, name, to: to, newName, flags: CLINUX_RENAME_EXCHANGE)
+        }
+        try moveToStaging(other, from: to, newName, isDirectory: isOther)
+        try System.rename(from, name, to: to, newName)
+        try System.rename(staging.rawValue, PlainTree.encodeTag(other), to: from, name)
     }
 
     private func unexpected(
