@@ -90,6 +90,9 @@ public final class Applier {
     /// Records handed in and not applied.
     public var backlog: Int { schedule.unfinished }
 
+    /// Finishes what was handed out and ends its threads: nothing touches the files any more. After the data thread's end.
+    public func shutdown() { pool.shutdown() }
+
     /// Begins anew behind `seq`, for a log that was reset.
     /// - Precondition: nothing is being applied.
     public func reset(applied seq: Seq) {

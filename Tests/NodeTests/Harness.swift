@@ -206,6 +206,7 @@ final class TestNode: @unchecked Sendable {
         thread.join()
         thread = nil
         plane?.workers.shutdown()
+        plane?.log.applier.shutdown()
         plane?.tree.cache.removeAll()
         plane = nil
     }
