@@ -8,6 +8,11 @@ import Tree
 /// checkpointed past it: a disk that is full has not failed.
 extension DataPlane {
     static let fullRetryMilliseconds = 1000
+    /// Tries in a row for which the file system said that there is room, and had none.
+    static let fullRetriesWithRoom = 5
+
+    /// With so much free, a record that finds none does not want for room.
+    static let roomBytesEnough: UInt64 = 64 << 20
 
     func checkSpace() {
         // The numbers of one question never overtake those of another.
@@ -19,6 +24,7 @@ extension DataPlane {
         let bound = ThreadBound({ [self] (room: DiskRoom?) in
             isAskingForSpace = false
             guard let room else { return }
+            seenRoom = room
             setRoom(fullAt == nil ? room : DiskRoom(bytes: 0, files: 0, seq: seq))
         })
         workers.submit {
@@ -41,6 +47,7 @@ extension DataPlane {
         guard !isBroken else { return }
         let isNew = fullAt == nil
         fullAt = seq
+        fullError = error
         setRoom(DiskRoom(bytes: 0, files: 0, seq: log.applied))
         guard isNew else { return }
         let text =
@@ -56,13 +63,27 @@ extension DataPlane {
             guard let self, let fullAt, !isBroken else { return }
             if log.applied >= fullAt {
                 self.fullAt = nil
+                fullRetries = 0
                 logger.notice("there is room in \(configuration.backing) again: record \(fullAt) is in the files")
                 report(.full(nil))
-                checkSpace()
-            } else {
-                log.applier.retry()
-                retryLater()
+                return checkSpace()
             }
+            let isRoomThere = seenRoom.map { $0.bytes > DataPlane.roomBytesEnough && $0.files > 0 } ?? false
+            fullRetries = isRoomThere && fullError?.isBeyondFreeBlocks == false ? fullRetries + 1 : 0
+            guard fullRetries <= DataPlane.fullRetriesWithRoom else { return cannotHold(fullAt) }
+            log.applier.retry()
+            retryLater()
         }
+    }
+
+    /// Room will not help: one object is more than this file system takes (an extended attribute, the index of a
+    /// directory). The application must not be told for ever that a disk is full which is not.
+    private func cannotHold(_ seq: Seq) {
+        let error = fullError.map { "\($0)" } ?? "no room"
+        failed(
+            .apply(
+                seq,
+                "\(error), although \(seenRoom?.bytes ?? 0) bytes are free: the file system of "
+                    + "\(configuration.backing) cannot hold this one object"))
     }
 }

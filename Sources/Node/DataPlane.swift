@@ -108,6 +108,11 @@ final class DataPlane {
     private(set) var isBroken = false
     /// A record that waits for room in the plain files.
     var fullAt: Seq?
+    var fullError: TreeError?
+    /// Tries in a row that found none although there was room by the file system's own numbers.
+    var fullRetries = 0
+    /// What the file system said last, whatever is told of it.
+    var seenRoom: DiskRoom?
     var isAskingForSpace = false
     private(set) var isStopping = false
     /// The control side has said that there is no lease.

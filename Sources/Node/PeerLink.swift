@@ -192,6 +192,8 @@ final class PeerLink {
         onSessionEnd?()
         connection = nil
         theirs = nil
+        // Said on a connection that is gone.
+        waitingState = nil
         stage = .disconnected
         readingJournal = false
         lastAcknowledgement = nil

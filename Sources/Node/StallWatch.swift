@@ -43,7 +43,9 @@ extension DataPlane {
         var follower: FollowerState?
         if case .open = phase, log.role == .primary, inSyncNow == .both, !link.isSilent { follower = log.core.follower }
         let now = reactor.now
-        if journalWatch.look(own: log.core.ownDurable, other: follower?.durable, now: now) {
+        // What waits for room in a full journal was never given to its disk.
+        let durable = follower.map { min($0.durable, journal.lastSeq) }
+        if journalWatch.look(own: log.core.ownDurable, other: durable, now: now) {
             return failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
         }
         let applied = fullAt == nil ? follower?.applied : nil

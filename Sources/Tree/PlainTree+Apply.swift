@@ -117,7 +117,7 @@ extension PlainTree {
             }
             try withDescriptor(of: file, writable: true) { (fd) throws(TreeError) in
                 let result = clinux_fallocate(fd, Int32(mode), offset, length)
-                try System.check(result, "allocate", "\(length) bytes at \(offset) of file \(file)")
+                try System.check(result, TreeError.allocating, "\(length) bytes at \(offset) of file \(file)")
                 if settingTimes { try System.setTimes(fd, atime: nil, mtime: record.time) }
             }
         default: return
@@ -406,7 +406,9 @@ extension PlainTree {
                 if here == file, there == other {
                     try exchange(from, name, to, newName, other, acrossDirectories: parent != newParent)
                 } else if here != other || there != file {
-                    throw unexpected("exchange", file, name, parent, holds: here ?? .none)
+                    guard try finishExchange(file, from, name, to, newName, other, here: here, there: there) else {
+                        throw unexpected("exchange", file, name, parent, holds: here ?? .none)
+                    }
                 }
                 try touch(from, time)
                 if parent != newParent { try touch(to, time) }
@@ -431,6 +433,22 @@ extension PlainTree {
         try moveToStaging(other, from: to, newName, isDirectory: isOther)
         try System.rename(from, name, to: to, newName)
         try System.rename(staging.rawValue, PlainTree.encodeTag(other), to: from, name)
+    }
+
+    /// Goes on where the file system refused one of the steps by way of staging: for want of room, so that the record is
+    /// tried again.
+    /// - Returns: false when it is not that.
+    private func finishExchange(
+        _ file: FileID, _ from: Int32, _ name: FileName, _ to: Int32, _ newName: FileName, _ other: FileID,
+        here: FileID?, there: FileID?
+    ) throws(TreeError) -> Bool {
+        let stagingName = PlainTree.encodeTag(other)
+        guard here == file && there == nil || here == nil && there == file,
+            try occupant(of: stagingName, in: staging.rawValue) == other
+        else { return false }
+        if here == file { try System.rename(from, name, to: to, newName) }
+        try System.rename(staging.rawValue, stagingName, to: from, name)
+        return true
     }
 
     private func unexpected(

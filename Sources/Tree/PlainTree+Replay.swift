@@ -78,9 +78,11 @@ extension PlainTree {
             }
         } catch {
             guard error.isOutOfSpace else { throw error }
+            let free = (try? statistics()).map { "\($0.blocksAvailable * $0.blockSize) bytes, \($0.filesFree) inodes" }
             throw TreeError(
                 error.operation, error.subject, code: error.code,
-                remedy: "The file system of \(backing) is full: make room there, then start again")
+                remedy: "The file system of \(backing) has no room for it (free: \(free ?? "unknown")): make room "
+                    + "there, then start again")
         }
     }
 

@@ -16,6 +16,12 @@ public struct TreeError: Error, Sendable, CustomStringConvertible {
     /// Nothing is wrong with the disk: it is full, or a quota is used up.
     public var isOutOfSpace: Bool { code == ENOSPC || code == EDQUOT }
 
+    /// `operation` of an error of `fallocate`.
+    static let allocating = "allocate"
+    /// Of what is out of space: whether the file system's free blocks say nothing of it. A quota is not in them, and what
+    /// one call allocates has no bound.
+    public var isBeyondFreeBlocks: Bool { code == EDQUOT || operation == TreeError.allocating }
+
     public init(_ operation: String, _ subject: String = "", code: Int32, remedy: String = "") {
         self.code = code < 0 ? -code : code
         self.operation = operation

@@ -149,6 +149,30 @@ private final class SmallDisk {
         #expect(granted > 64 << 20 && granted <= (256 - 64) << 20)
     }
 
+    /// The file system says "no space" of something that it cannot hold, with room for everything else: that is no full disk,
+    /// and waiting would not end. The node leaves, and the application of the other one goes on.
+    @Test func failure23WhatWillNeverFitIsNoFullDisk() throws {
+        var disk: SmallDisk?
+        // Small enough for blocks of 1 KiB, in which such an attribute does not fit.
+        let pair = try Pair(prepare: { disk = try SmallDisk(at: $0, mebibytes: 256) })
+        let small = try #require(disk)
+        defer {
+            pair.a.stop()
+            small.unmount()
+        }
+        pair.serve(pair.b, epoch: 2)
+        pair.connect()
+        pair.admit(to: pair.b, epoch: 2)
+        let file = pair.b.create("file")
+        pair.settle()
+        pair.b.waitForSync(pair.b.log(.setXattr(file: file, name: Array("user.x".utf8), value: noise(3000, 1))))
+        pair.a.wait("giving up") { $0.isBroken }
+        let why = pair.a.problems.joined(separator: "\n")
+        #expect(why.contains("cannot hold this one object") && why.contains("bytes are free"), "\(why)")
+        pair.b.wait("alone again") { $0.log.core.follower == nil }
+        #expect(pair.b.call { $0.log.spaceFor(bytes: 1) } == nil)
+    }
+
     /// It was reckoned that there would be room, and there is none: the record waits, other files go on, nobody leaves.
     @Test(arguments: [true, false])
     func failure23ARecordWithoutRoomWaitsForItAndBreaksNothing(isServing: Bool) throws {
