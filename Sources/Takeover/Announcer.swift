@@ -11,6 +11,8 @@ import Synchronization
 public final class Announcer: Sendable {
     /// When it is said, from the call of `start()`.
     public static let scheduleMilliseconds = [0, 100, 300, 1000, 3000]
+    /// What is so much later than the schedule is not said any more.
+    static let lateMilliseconds = 500
 
     private let addresses: [ServiceAddress]
     private let arp: Int32
@@ -76,6 +78,9 @@ public final class Announcer: Sendable {
                 let passed = Int((bootNanoseconds() - began) / 1_000_000)
                 if milliseconds > passed { sleepMilliseconds(milliseconds - passed) }
                 guard generation.load(ordering: .sequentiallyConsistent) == mine else { return }
+                // This process stood still, and its lease may be over: the address may be another node's by now.
+                let late = Int((bootNanoseconds() - began) / 1_000_000) - milliseconds
+                guard late < Self.lateMilliseconds else { continue }
                 do throws(TakeoverError) {
                     try announceOnce()
                 } catch {
