@@ -58,6 +58,14 @@ final class ControlPlane {
     private(set) var witness = WitnessState.unknown
     private(set) var leaseUntil: UInt64 = 0
     private(set) var openEpoch: Epoch?
+    /// The data plane has been told to close and has not said yet that it did: what it opened before counts for nothing.
+    private var isClosing = false
+    /// The application is being stopped for good here; nothing starts it again.
+    private var isDraining = false
+    /// It was to be started while everything stood still.
+    private var startsAtThaw = false
+    /// A start was under way when everything was frozen: its time went on, so that its failure may not be its own.
+    private var startWasFrozen = false
     private(set) var isFrozen = false
     private(set) var addressesHeld = false
     private(set) var problem = ""
@@ -183,7 +191,9 @@ final class ControlPlane {
         switch report {
         case .member(let event): feed(event)
         case .opened(let epoch): opened(epoch)
-        case .closed: feed(.closed)
+        case .closed:
+            isClosing = false
+            feed(.closed)
         case .broken(let text):
             problem = text
             damage = nil
@@ -302,6 +312,7 @@ final class ControlPlane {
 
     private func freeze() {
         isFrozen = true
+        startWasFrozen = startWasFrozen || application.state == .starting
         addressesHeld = false
         service?.dropAddresses()
         service?.freezeApplication()
@@ -314,16 +325,29 @@ final class ControlPlane {
         service?.thawApplication()
         order { $0.thaw() }
         holdAddresses()
+        if startsAtThaw { startApplication() }
         logger.notice("thawed: the lease is back")
     }
 
     private func opened(_ epoch: Epoch) {
+        guard !isClosing else { return }
         openEpoch = epoch
+        isDraining = false
         holdAddresses()
+        startApplication()
+    }
+
+    /// Only where the service is open and stays: what asks for it may be as old as a stop script takes.
+    private func startApplication() {
+        startsAtThaw = isFrozen
+        guard openEpoch != nil, !isDraining, !isFrozen else { return }
+        startWasFrozen = false
         service?.startApplication()
     }
 
     private func drain() {
+        isDraining = true
+        startWasFrozen = false
         logger.notice("stopping the application for a planned move")
         guard let service, openEpoch != nil else { return order { $0.drain() } }
         let handle = ThreadBound(self)
@@ -339,15 +363,16 @@ final class ControlPlane {
     private func close(_ reason: Quorum.CloseReason) {
         let wasOpen = openEpoch != nil
         openEpoch = nil
+        isClosing = true
+        isDraining = false
+        startsAtThaw = false
+        startWasFrozen = false
         isFrozen = false
         leaseUntil = 0
         addressesHeld = false
         service?.dropAddresses()
-        switch reason {
-        case .swapped, .stopped: break
-        case .deposed, .restarting, .ownDiskFailed, .rolledBack:
-            if wasOpen { service?.killApplication() }
-        }
+        // Also where it was stopped in order: a start that was asked for before is called off with it.
+        if wasOpen { service?.killApplication() }
         logger.notice("closing the service here: \(reason)")
         order { $0.close(reason) }
     }
@@ -378,7 +403,12 @@ final class ControlPlane {
         damage = text
     }
 
-    func applicationChanged(_ state: Service.ApplicationState, _ text: String) { application = (state, text) }
+    func applicationChanged(_ state: Service.ApplicationState, _ text: String) {
+        application = (state, text)
+        guard state == .failed, startWasFrozen else { return }
+        logger.notice("the application is started once more: it stood still in its start")
+        startApplication()
+    }
 
     /// The checker says that the application is not well: the other node takes it if it can, else it is restarted here.
     func applicationFailed(_ text: String) {
@@ -389,7 +419,7 @@ final class ControlPlane {
         let handle = ThreadBound(self)
         service.stopApplication { isStopped in
             let control = handle.value
-            if isStopped, control.openEpoch != nil { service.startApplication() }
+            if isStopped { control.startApplication() }
         }
     }
 

@@ -1,4 +1,5 @@
 import Configuration
+import Dispatch
 import Format
 import Logging
 import Ring
@@ -21,6 +22,8 @@ final class Service: Sendable {
     private let scripts: WorkerPool
     /// Killing must not wait behind a start script that hangs.
     private let killer: WorkerPool
+    /// Grows with every kill that is asked for: a start that was asked for before is called off.
+    private let kills = Atomic<UInt64>(0)
     private let control: ReactorHandle
     private let logger: Logger
     /// Why the addresses could not be raised the last time; said once, not with each renewal.
@@ -77,9 +80,16 @@ final class Service: Sendable {
     func startApplication() {
         guard let application else { return }
         report(.starting)
+        let asked = kills.load(ordering: .sequentiallyConsistent)
         scripts.submit { [self] in
+            // What was to be killed before is dead before this begins; what is to be killed from here on finds the ticket
+            // old, or the start under way.
+            let isQuiet = DispatchSemaphore(value: 0)
+            if killer.trySubmit({ isQuiet.signal() }) { isQuiet.wait() }
+            let ticket = application.ticket
+            guard kills.load(ordering: .sequentiallyConsistent) == asked else { return }
             do {
-                try application.start()
+                guard try application.start(ticket) else { return }
                 report(.running)
                 try application.startChecking { [onCheckFailed, control] text in
                     _ = control.post { onCheckFailed(text) }
@@ -115,6 +125,7 @@ final class Service: Sendable {
     /// Kills the application at once, whatever its scripts are doing.
     func killApplication() {
         guard let application else { return }
+        kills.add(1, ordering: .sequentiallyConsistent)
         killer.submit { [self] in
             do {
                 let left = try application.kill()

@@ -109,13 +109,29 @@ public final class Application: Sendable {
             remedy: "Nothing: this is how a start is called off")
     }
 
+    /// What a start must bring along that is not to happen any more when the application is stopped or killed meanwhile.
+    public var ticket: UInt64 { generation.load(ordering: .sequentiallyConsistent) }
+
+    /// As `start()`, if nothing has started, stopped or killed it since `ticket`.
+    /// - Returns: false when something has; nothing was done then.
+    public func start(_ ticket: UInt64) throws(TakeoverError) -> Bool {
+        let mine = ticket + 1
+        guard
+            generation.compareExchange(expected: ticket, desired: mine, ordering: .sequentiallyConsistent).exchanged
+        else { return false }
+        checked.store(0, ordering: .sequentiallyConsistent)
+        try start(as: mine)
+        return true
+    }
+
     /// Kills what an earlier life left in the group, then runs the start script to its end.
     ///
     /// Blocks for at most the start time limit and ten seconds of killing.
     /// - Throws: when the script cannot be run, fails, or does not end in time. Nothing of it is left running then, or the
     ///   error names who is left.
-    public func start() throws(TakeoverError) {
-        let mine = advance()
+    public func start() throws(TakeoverError) { try start(as: advance()) }
+
+    private func start(as mine: UInt64) throws(TakeoverError) {
         let leftovers = try group.processes()
         if !leftovers.isEmpty {
             logger.notice("Killing \(leftovers.count) processes that an earlier run of the application left.")

@@ -88,10 +88,10 @@ extension WholeSystem {
             }
         }
 
-        /// The other node is lost and not recorded as lost yet: it cannot take the application, which is started again
-        /// here.
-        @Test func failure26AnApplicationThatNobodyCanTakeIsStartedAgainHere() throws {
-            let ill = "/etc/lockstep/ledger/ill"
+        private static let ill = "/etc/lockstep/ledger/ill"
+
+        /// With a check that finds the application well unless there is a file `ill`.
+        private func withCheckedApplication(timing: String = "", _ body: (Cluster) throws -> Void) throws {
             let configure = { (shipped: String) in
                 Small.configuration(
                     shipped.replacingOccurrences(
@@ -101,35 +101,67 @@ extension WholeSystem {
                             checkIntervalSeconds = 1
                             checkFailuresMaximum = 1
                             startTimeoutSeconds
-                            """)) + "\n[timing]\npeerLossMilliseconds = 8000\n"
+                            """)) + timing
             }
             try Harness.withRooms(configure: configure) { cluster in
                 for node in cluster.nodes {
-                    let script = "printf '#!/bin/sh\\nexec test ! -e \(ill)\\n' > $0 && chmod 755 $0"
+                    let script = "printf '#!/bin/sh\\nexec test ! -e \(Self.ill)\\n' > $0 && chmod 755 $0"
                     try node.room.succeed(["sh", "-c", script, "/etc/lockstep/ledger/check"])
                 }
                 try cluster.start()
-                let alpha = cluster.alpha
-                let group = try #require(try cluster.applicationGroup(on: alpha))
-                let processes = { () -> Set<Substring> in
-                    Set(try alpha.room.run(["cat", group + "/cgroup.procs"]).output.split(separator: "\n"))
-                }
                 try waitUntil("the application runs", within: Small.stepSecondsMax) {
-                    cluster.status(alpha)?.text.contains("\"running\"") == true
+                    cluster.status(cluster.alpha)?.text.contains("\"running\"") == true
                 }
-                let before = try processes()
+                try body(cluster)
+            }
+        }
+
+        private func processes(_ cluster: Cluster, on node: ClusterNode) throws -> Set<Substring> {
+            let group = try #require(try cluster.applicationGroup(on: node))
+            return Set(try node.room.run(["cat", group + "/cgroup.procs"]).output.split(separator: "\n"))
+        }
+
+        /// The other node is lost and not recorded as lost yet: it cannot take the application, which is started again
+        /// here.
+        @Test func failure26AnApplicationThatNobodyCanTakeIsStartedAgainHere() throws {
+            try withCheckedApplication(timing: "\n[timing]\npeerLossMilliseconds = 8000\n") { cluster in
+                let alpha = cluster.alpha
+                let before = try processes(cluster, on: alpha)
                 try #require(!before.isEmpty)
                 try cluster.lose(cluster.beta)
                 usleep(2_000_000)
-                try alpha.room.succeed(["touch", ill])
+                try alpha.room.succeed(["touch", Self.ill])
                 usleep(2_500_000)
-                try alpha.room.succeed(["rm", ill])
+                try alpha.room.succeed(["rm", Self.ill])
                 try waitUntil("the application was started again", within: Small.stepSecondsMax) {
-                    let now = try processes()
+                    let now = try processes(cluster, on: alpha)
                     return !now.isEmpty && now.isDisjoint(with: before)
                 }
                 try cluster.bringBack(cluster.beta)
                 try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+            }
+        }
+
+        /// The application is being stopped to be started again, and an administrator stops the node meanwhile.
+        @Test func failure26AnApplicationIsNotStartedOnANodeThatIsBeingStopped() throws {
+            try withCheckedApplication { cluster in
+                let alpha = cluster.alpha
+                let slow = "mv $0 $0.shipped; printf '#!/bin/sh\\nsleep 6\\nexec $0.shipped\\n' > $0 && chmod 755 $0"
+                try alpha.room.succeed(["sh", "-c", slow, "/etc/lockstep/ledger/stop"])
+                // One that runs without its directory, too.
+                let simple = "printf '#!/bin/sh\\nsleep 1000 &\\n' > $0 && chmod 755 $0"
+                try alpha.room.succeed(["sh", "-c", simple, "/etc/lockstep/ledger/start"])
+                try cluster.lose(cluster.beta)
+                try cluster.waitFor(alpha, "goes on alone") { $0.role == "ALONE" }
+                try alpha.room.succeed(["touch", Self.ill])
+                usleep(3_000_000)
+                try cluster.lockstep(alpha, ["stop"], within: 90)
+                try cluster.waitFor(alpha, "is stopped") { $0.role == "STOP" }
+                for _ in 0..<20 {
+                    let left = try processes(cluster, on: alpha)
+                    try #require(left.isEmpty, "\(left)")
+                    usleep(200_000)
+                }
             }
         }
     }

@@ -188,6 +188,19 @@ import Testing
             "the killer waits for that, start does not")
     }
 
+    /// Asked for before a kill, and only come to after it.
+    @Test func aStartThatWasCalledOffDoesNothing() throws {
+        let stage = try Stage()
+        let application = stage.application(
+            stage.settings(start: try stage.script("start", "echo started >> \(stage.directory)/marks")))
+        let old = application.ticket
+        try application.kill()
+        #expect(try !application.start(old))
+        #expect(stage.content("marks").isEmpty)
+        #expect(try application.start(application.ticket))
+        #expect(stage.content("marks") == "started\n")
+    }
+
     @Test func scriptsRunAsTheConfiguredUser() throws {
         let stage = try Stage()
         let journalist = Journalist()
