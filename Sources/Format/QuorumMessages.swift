@@ -127,6 +127,9 @@ public struct AcceptorState: Sendable, Hashable {
     /// On the disk in the same write as the promise; nil as soon as such a decision was accepted (from the node that
     /// asks, so that two of three have it).
     public var leaseBar: Ballot?
+    /// The longest lease, in milliseconds, that a process on this memory may have granted and that may still run: what a
+    /// process that restarts has to outwait, whatever it is configured for itself. 0: not known (an earlier version).
+    public var longestGrantMilliseconds: UInt32 = 0
 
     /// Whether two nodes that compare their logs may go by `accepted`. An ordinary proposal may be: whoever is in its set
     /// holds everything that was acknowledged. A forced one that is not known to be chosen may not: the other node,
@@ -566,25 +569,26 @@ extension QuorumMessage.Body {
 extension AcceptorState {
     /// First bytes of the file: 'LSAC'.
     static let magic: UInt32 = 0x4341_534C
-    /// 1: the first. 2: the epoch of a forced promotion behind the memories; written only while there is one. 3: that epoch
-    /// (0: none) and the lease bar behind it; written only while there is a bar.
-    static let version: UInt16 = 1
+    /// 1: the first. 2: the epoch of a forced promotion behind the memories. 3: that epoch (0: none) and the lease bar behind
+    /// it. 4, the one that is written: that epoch, the lease bar (all zero: none) and the longest grant.
+    static let oldestVersion: UInt16 = 1
     static let versionForced: UInt16 = 2
     static let versionBarred: UInt16 = 3
+    static let version: UInt16 = 4
     /// The longest encoding, in bytes.
     public static let encodedLimit = 1024
 
     /// ```
     /// magic u32 'LSAC' | version u16 | reserved u16 | mirror 16 | name (u32 length, bytes) | birth u64 | starts u64 |
     /// promised 21 | accepted ballot 21 | accepted decision 14 | chosen ballot 21 | memory of a, b, witness 3 x 42 |
-    /// version 2, 3: epoch of the forced promotion u32 | version 3: lease bar 21 | CRC-32C of everything before, u32
+    /// epoch of the forced promotion u32 | lease bar 21 | longest grant in milliseconds u32 |
+    /// CRC-32C of everything before, u32
     /// ```
     public func encoded() -> [UInt8] {
         precondition(name.utf8.count <= AcceptorState.nameLimit, "mirror name too long")
         var writer = ByteWriter(reserving: 512)
         writer.put(AcceptorState.magic)
-        let version = forcedEpoch == nil ? AcceptorState.version : AcceptorState.versionForced
-        writer.put(leaseBar == nil ? version : AcceptorState.versionBarred)
+        writer.put(AcceptorState.version)
         writer.put(UInt16(0))
         writer.put(mirror)
         writer.put(name)
@@ -595,8 +599,9 @@ extension AcceptorState {
         writer.put(accepted)
         writer.put(chosenBallot)
         for voter in Voter.allCases { writer.put(memory[voter]) }
-        if leaseBar != nil || forcedEpoch != nil { writer.put(forcedEpoch ?? .none) }
-        if let leaseBar { writer.put(leaseBar) }
+        writer.put(forcedEpoch ?? .none)
+        writer.put(leaseBar ?? .zero)
+        writer.put(longestGrantMilliseconds)
         writer.put(crc32c(writer.bytes))
         return writer.bytes
     }
@@ -613,11 +618,11 @@ extension AcceptorState {
             throw DecodingError("not a voter state", at: 0)
         }
         let version = try reader.get(UInt16.self, "version")
-        guard (AcceptorState.version...AcceptorState.versionBarred).contains(version),
+        guard (AcceptorState.oldestVersion...AcceptorState.version).contains(version),
             try reader.get(UInt16.self, "reserved") == 0
         else {
             throw DecodingError(
-                "voter state of version \(version), this program knows 1 to \(AcceptorState.versionBarred)", at: 4)
+                "voter state of version \(version), this program knows 1 to \(AcceptorState.version)", at: 4)
         }
         let mirror = try reader.getMirrorID()
         let name = try reader.getText(limit: AcceptorState.nameLimit, "mirror name")
@@ -632,9 +637,15 @@ extension AcceptorState {
         for voter in Voter.allCases { memory[voter] = try reader.getVoterMemory() }
         if version >= AcceptorState.versionForced {
             let epoch = try reader.getEpoch()
-            forcedEpoch = version == AcceptorState.versionBarred && epoch == .none ? nil : epoch
+            forcedEpoch = version > AcceptorState.versionForced && epoch == .none ? nil : epoch
         }
-        if version == AcceptorState.versionBarred { leaseBar = try reader.getBallot() }
+        if version >= AcceptorState.versionBarred {
+            let bar = try reader.getBallot()
+            leaseBar = version > AcceptorState.versionBarred && bar == .zero ? nil : bar
+        }
+        if version > AcceptorState.versionBarred {
+            longestGrantMilliseconds = try reader.get(UInt32.self, "longest grant")
+        }
         guard promised >= acceptedBallot, acceptedBallot >= chosenBallot, promised >= leaseBar ?? .zero else {
             throw DecodingError("voter state whose ballots contradict each other", at: 0)
         }

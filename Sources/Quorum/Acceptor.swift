@@ -10,7 +10,9 @@ public enum AcceptorEffect: Sendable {
 ///
 /// Durable: the promise and the accepted decision; whatever leaves that rests on them leaves after the write. Volatile:
 /// the grants. Because they are, an acceptor that restarted refuses *prepare and accept* for one full grant (rule 8: it
-/// may have granted a lease that still runs); it may grant in that time, so that a lone primary need not freeze.
+/// may have granted a lease that still runs); it may grant in that time, so that a lone primary need not freeze. How long
+/// a grant may be is durable too: an administrator may have lowered it between the two processes. It counts until a
+/// promise shows that this process has outwaited it.
 ///
 /// Three things tie leases to the register:
 /// 1. while a grant to X runs, prepare and accept of the other node are refused;
@@ -44,6 +46,8 @@ public struct Acceptor: Sendable {
     public private(set) var state: AcceptorState?
     private let timing: QuorumTiming
     private let startedAt: BootNanoseconds
+    /// For how long an earlier process may have granted, whatever this one is configured for.
+    private let earlierGrant: BootNanoseconds
     private var generator: SmallGenerator
     /// The number of this empty life.
     private var emptyBirth: UInt64
@@ -66,7 +70,7 @@ public struct Acceptor: Sendable {
     /// - Parameters:
     ///   - state: what the disk holds; nil for an empty voter.
     ///   - startedAt: when this *process* started (not when this object was made): what an earlier process granted may
-    ///     run for one grant from then.
+    ///     run for one grant from then, of the longer of the two.
     ///   - seed: random; an empty voter's number comes from it.
     ///   - memory: what an earlier process remembered of the nodes; see `NodeMemory`.
     public init(
@@ -78,6 +82,7 @@ public struct Acceptor: Sendable {
         self.state = state
         self.timing = timing
         self.startedAt = startedAt
+        earlierGrant = max(timing.grant, BootNanoseconds(state?.longestGrantMilliseconds ?? 0) * 1_000_000)
         generator = SmallGenerator(seed: seed)
         emptyBirth = generator.next()
         mark = memory.mark
@@ -105,6 +110,7 @@ public struct Acceptor: Sendable {
     public mutating func start(effects: inout [AcceptorEffect]) {
         guard var begun = state else { return }
         begun.starts += 1
+        begun.longestGrantMilliseconds = milliseconds(earlierGrant)
         store(begun, effects: &effects)
         incarnationToken = lastToken
     }
@@ -119,7 +125,7 @@ public struct Acceptor: Sendable {
     }
 
     /// Until when prepare and accept are refused because of what an earlier process may have granted.
-    var restartWaitEnds: BootNanoseconds { startedAt + timing.grant }
+    var restartWaitEnds: BootNanoseconds { startedAt + earlierGrant }
 
     /// The writes up to this token are on the disk: what waited for them leaves.
     public mutating func persisted(_ token: UInt64, effects: inout [AcceptorEffect]) {
@@ -233,6 +239,7 @@ public struct Acceptor: Sendable {
         // From a sole member, with a decision that older instances of the witness knew: one of them may have promised the
         // other node a forced promotion, in a ballot above it.
         if voter == .witness, acceptedBallot.instance != promised.instance { seeded.leaseBar = promised }
+        seeded.longestGrantMilliseconds = milliseconds(earlierGrant)
         store(seeded, effects: &effects)
         incarnationToken = lastToken
     }
@@ -328,6 +335,7 @@ public struct Acceptor: Sendable {
             return
         }
         next.promised = ballot
+        next.longestGrantMilliseconds = milliseconds(timing.grant)
         if forced { next.leaseBar = ballot }
         store(next, effects: &effects)
         answer(

@@ -56,9 +56,9 @@ extension Member {
     /// In the time in which this node's voter promises nothing yet, so that votes that were put back are noticed before
     /// they are used.
     private mutating func greetWitness(effects: inout [MemberEffect]) {
-        guard let state, now < startedAt + timing.grant, now >= greetedAt + timing.renewal || greetedAt == 0 else {
-            return
-        }
+        guard let acceptor, let state = acceptor.state, now < acceptor.restartWaitEnds,
+            now >= greetedAt + timing.renewal || greetedAt == 0
+        else { return }
         greetedAt = now
         send(.greet(promised: state.promised), to: .witness, effects: &effects)
     }
@@ -316,8 +316,11 @@ extension Member {
         guard case .handedOver(let until, let stop) = mode else { return }
         if hearsServer {
             mode = stop ? .stopped(diskFailed: isDiskFailed) : .standby
-        } else if isDiskFailed, now >= until {
-            mode = .stopped(diskFailed: true)
+        } else if now >= until, stop {
+            // Who was asked to stop does: it votes, so the other one may still take over.
+            effects.append(
+                .log(.error, "node \(node.peer) did not take over in time, and nobody serves: `lockstep start`"))
+            mode = .stopped(diskFailed: isDiskFailed)
         } else if now >= until {
             // Rule 13: a node that was stopped for a swap takes part again if nobody serves.
             effects.append(.log(.warning, "node \(node.peer) did not take over in time: node \(node) may lead again"))
@@ -370,6 +373,9 @@ extension Member {
             effects.append(
                 .adminRefused("node \(node.peer) is not in sync: wait until status shows it as SECOND, then swap"))
             return
+        }
+        guard peerPhase != .stopped else {
+            return effects.append(.adminRefused("node \(node.peer) is stopped: `lockstep start` there, then swap"))
         }
         mode = .draining(stop: false, done: false)
         effects.append(.drain)

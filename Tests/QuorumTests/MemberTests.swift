@@ -135,6 +135,17 @@ private struct MemberBench {
         #expect(bench.member.mode == (stop ? .stopped(diskFailed: false) : .serving))
     }
 
+    /// The other node does not take the service over: who gave it up for a swap goes on, who was stopped stays so.
+    @Test(arguments: [true, false]) func aHandOverThatNobodyTakesUndoesASwapAndNoStop(stop: Bool) {
+        var bench = MemberBench()
+        bench.run(milliseconds: 10_000)
+        bench.member.mode = .handedOver(until: bench.now + 8000 * ms, stop: stop)
+        bench.run(milliseconds: 7000)
+        #expect(bench.member.mode == .handedOver(until: bench.now + 1000 * ms, stop: stop))
+        bench.run(milliseconds: 10_000)
+        #expect(bench.member.mode == (stop ? .stopped(diskFailed: false) : .serving))
+    }
+
     @Test func aDirectoryThatWasTakenAwayIsServedAnew() throws {
         var bench = MemberBench()
         bench.step(.directoryLost)

@@ -52,39 +52,52 @@ private func message(_ body: QuorumMessage.Body) -> QuorumMessage {
     }
 
     @Test func goldenBytesOfTheFile() throws {
-        let bytes = genesis.encoded()
+        var state = genesis
+        state.longestGrantMilliseconds = 0x0102_0304
+        let bytes = state.encoded()
         let expected: [UInt8] =
-            [0x4C, 0x53, 0x41, 0x43, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0]
+            [0x4C, 0x53, 0x41, 0x43, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0]
             + Array("ledger".utf8) + [77, 0, 0, 0, 0, 0, 0, 0]
         #expect(Array(bytes.prefix(expected.count)) == expected)
-        #expect(bytes.count == 28 + 6 + 16 + 21 + 21 + 14 + 21 + 126 + 4)
-        #expect(try AcceptorState(decoding: bytes) == genesis)
-    }
-
-    @Test func goldenBytesOfTheFileOfAForcedNode() throws {
-        var state = genesis
-        state.forcedEpoch = Epoch(rawValue: 0x0102_0304)
-        let bytes = state.encoded()
-        #expect(Array(bytes[0..<6]) == [0x4C, 0x53, 0x41, 0x43, 2, 0])
-        #expect(Array(bytes.suffix(8).prefix(4)) == [4, 3, 2, 1])
-        #expect(bytes.count == genesis.encoded().count + 4)
+        #expect(bytes.count == 28 + 6 + 16 + 21 + 21 + 14 + 21 + 126 + 4 + 21 + 4 + 4)
+        #expect(Array(bytes.suffix(33).prefix(29)) == [UInt8](repeating: 0, count: 25) + [4, 3, 2, 1])
         #expect(try AcceptorState(decoding: bytes) == state)
     }
 
-    @Test(arguments: [nil, Epoch(rawValue: 9)]) func goldenBytesOfTheFileOfABarredVoter(forced: Epoch?) throws {
+    @Test(arguments: [nil, Epoch(rawValue: 0x0102_0304)], [nil, full])
+    func goldenBytesOfTheFileAfterAForcedPromotion(forced: Epoch?, bar: Ballot?) throws {
         var state = genesis
-        state.forcedEpoch = forced
         state.promised = full
-        state.leaseBar = full
+        state.forcedEpoch = forced
+        state.leaseBar = bar
         let bytes = state.encoded()
-        #expect(Array(bytes[0..<6]) == [0x4C, 0x53, 0x41, 0x43, 3, 0])
-        let expected: [UInt8] =
-            [forced == nil ? 0 : 9, 0, 0, 0] + [3, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0x12, 0x11, 0, 0, 0, 0, 0, 0, 1]
-        #expect(Array(bytes.suffix(29).prefix(25)) == expected)
+        let expectedEpoch: [UInt8] = forced == nil ? [0, 0, 0, 0] : [4, 3, 2, 1]
+        let expectedBar: [UInt8] =
+            bar == nil
+            ? [UInt8](repeating: 0, count: 21)
+            : [3, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0x12, 0x11, 0, 0, 0, 0, 0, 0, 1]
+        #expect(Array(bytes.suffix(33).prefix(25)) == expectedEpoch + expectedBar)
         #expect(try AcceptorState(decoding: bytes) == state)
+        guard bar != nil else { return }
         state.promised = genesis.promised
         let contradicting = state.encoded()
         #expect(throws: DecodingError.self) { try AcceptorState(decoding: contradicting) }
+    }
+
+    /// What earlier programs wrote: 1 without anything behind the memories, 2 with the epoch, 3 with the bar as well.
+    @Test(arguments: [1, 2, 3], [nil, Epoch(rawValue: 9)])
+    func failure32FilesOfEarlierVersionsAreRead(version: UInt8, forced: Epoch?) throws {
+        var state = genesis
+        state.promised = full
+        if version > 1 { state.forcedEpoch = forced }
+        if version > 2 { state.leaseBar = full }
+        guard version != 2 || forced != nil else { return }
+        var bytes = Array(state.encoded().dropLast(4 + 4))
+        bytes.removeLast([25, 21, 0][Int(version) - 1])
+        bytes[4] = version
+        let checksum = crc32c(bytes)
+        bytes += (0..<4).map { UInt8(truncatingIfNeeded: checksum >> (8 * $0)) }
+        #expect(try AcceptorState(decoding: bytes) == state)
     }
 
     @Test(arguments: [nil, Epoch(rawValue: 9)], [nil, ballot(4, .b)])

@@ -21,10 +21,9 @@ struct Bench {
     var session: UInt64 = 1
 
     /// Started long ago unless `fresh`.
-    init(_ state: AcceptorState?, fresh: Bool = false, voter: Voter = .witness) {
+    init(_ state: AcceptorState?, fresh: Bool = false, voter: Voter = .witness, timing: QuorumTiming = QuorumTiming()) {
         now = long
-        acceptor = Acceptor(
-            voter: voter, state: state, timing: QuorumTiming(), startedAt: fresh ? long : 0, seed: 5)
+        acceptor = Acceptor(voter: voter, state: state, timing: timing, startedAt: fresh ? long : 0, seed: 5)
         var effects: [AcceptorEffect] = []
         acceptor.start(effects: &effects)
         _ = settle(effects)
@@ -127,6 +126,26 @@ func isPromise(_ answers: [QuorumMessage.Body]) -> Bool {
         #expect(bench.lease(.a, 1) == true)
         bench.now += 4000 * ms
         #expect(isPromise(bench.prepare(ballot(5, .a))))
+    }
+
+    /// An administrator lowers the lease from 8 s to the default, one machine after the other: what the process before has
+    /// granted still runs for as long as it was granted.
+    @Test func failure19ARestartedVoterOutwaitsWhatWasGrantedBeforeItsConfigurationWasChanged() {
+        var longer = QuorumTiming()
+        longer.lease = 8000 * ms
+        longer.grant = 10_000 * ms
+        let before = Bench(genesis, timing: longer)
+        let once = Bench(before.acceptor.state, fresh: true)
+        // And once more, before anybody could ask for a promise.
+        var bench = Bench(once.acceptor.state, fresh: true)
+        bench.now += 9999 * ms
+        #expect(isRefused(bench.prepare(ballot(5, .b))))
+        bench.now += 1 * ms
+        #expect(isPromise(bench.prepare(ballot(5, .b))))
+        // What was granted before has run out: from now on its own time counts.
+        var later = Bench(bench.acceptor.state, fresh: true)
+        later.now += 4000 * ms
+        #expect(isPromise(later.prepare(ballot(6, .b))))
     }
 
     @Test func failure19AnEmptyVoterSaysNothingElse() {
