@@ -78,7 +78,9 @@ let package = Package(
             path: "Tools/lockstep-dump", swiftSettings: common),
         .executableTarget(
             name: "lockstep-bench",
-            dependencies: ["CLinux", "CommandMain", "Ring", "Journal", "Format", "Rooms", arguments, histogram, log],
+            dependencies: [
+                "CLinux", "CommandMain", "Ring", "Journal", "Format", "Node", "Rooms", arguments, histogram, log,
+            ],
             path: "Benchmarks/lockstep-bench", swiftSettings: rawMemory),
 
         // The demonstration: rooms as network namespaces, a ledger, and the story told with them.

@@ -39,7 +39,15 @@ public enum AdminClient {
     public static func call(
         _ request: AdminRequest, configuration: MirrorConfiguration, node: NodeID, timeoutSeconds: Int = 10
     ) throws -> AdminReply {
-        let path = socketPath(configuration, node: node)
+        try call(
+            request, path: socketPath(configuration, node: node), mirror: configuration.name,
+            timeoutSeconds: timeoutSeconds)
+    }
+
+    /// - Parameter path: of the daemon's socket.
+    public static func call(
+        _ request: AdminRequest, path: String, mirror: String, timeoutSeconds: Int = 10
+    ) throws -> AdminReply {
         let descriptor = try makeSocket(blocking: true)
         defer { close(descriptor) }
         var limit = timeval(tv_sec: timeoutSeconds, tv_usec: 0)
@@ -47,8 +55,8 @@ public enum AdminClient {
         let connected = unsafe try withAddress(path) { address, length in unsafe connect(descriptor, address, length) }
         guard connected == 0 else {
             throw StartError(
-                "lockstepd does not run here for mirror \(configuration.name) (\(path): \(errorText(errno))). "
-                    + "Start it: systemctl start lockstepd@\(configuration.name)")
+                "lockstepd does not run here for mirror \(mirror) (\(path): \(errorText(errno))). "
+                    + "Start it: systemctl start lockstepd@\(mirror)")
         }
         var data = try JSONEncoder().encode(request)
         data.append(UInt8(ascii: "\n"))
