@@ -47,6 +47,8 @@ final class FuseSession {
     private var watch: Watch?
     private var isPaused = false
     private var initialised = false
+    /// The minor number of the mount's device, which is also the number of the connection.
+    let deviceMinor: UInt32?
 
     /// Opens a connection and mounts it.
     init(
@@ -66,6 +68,7 @@ final class FuseSession {
                     ? "Create the directory, or correct `path` in the configuration"
                     : "lockstepd must run as root (CAP_SYS_ADMIN) and the path must not be in a container")
         }
+        deviceMinor = MountTable.mounts(at: mountPoint).last?.minor
         watch = reactor.watch(connection.descriptor, read: true, write: false) { [weak self] readiness in
             self?.ready(readiness)
         }

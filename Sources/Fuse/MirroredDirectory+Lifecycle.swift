@@ -61,6 +61,7 @@ extension MirroredDirectory {
         let regular = inodes.all.lazy.filter { $0.isRegular }.map(\.file)
         let files = Array(regular.prefix(MirroredDirectory.invalidationsMax))
         let minor = session.minor
+        let device = session.deviceMinor
         let mountPoint = mountPoint
         let handle = reactor.handle
         let carried = Carried<(MirroredDirectory, () -> Void)>((self, then))
@@ -68,6 +69,8 @@ extension MirroredDirectory {
         pool.submit {
             connection.invalidate(files, minor: minor)
             MountTable.detach(mountPoint)
+            // Somebody may have detached it from its place before, and go on using what he has open.
+            if let device { MountTable.abort(device) }
             handle.post {
                 guard let (directory, then) = carried.take() else { return }
                 directory.session?.end("dismounted")
@@ -87,14 +90,23 @@ extension MirroredDirectory {
                     "unmount", mountPoint, code: 0, remedy: "The directory is not being served at this moment"))
         }
         let mountPoint = mountPoint
+        let device = session?.deviceMinor
         let handle = reactor.handle
         let carried = Carried<(MirroredDirectory, (FuseMountError?) -> Void)>((self, then))
         pool.submit {
-            let result = unsafe clinux_unmount(mountPoint, 0, 0)
+            // What lies below it is never taken away.
+            let isSeen = MountTable.mounts(at: mountPoint).last?.minor == device
+            let result = isSeen ? unsafe clinux_unmount(mountPoint, 0, 0) : -EINVAL
             let users = result == -EBUSY ? MountTable.users(of: mountPoint) : []
             handle.post {
                 guard let (directory, then) = carried.take() else { return }
                 guard result == 0 else {
+                    guard isSeen else {
+                        return then(
+                            FuseMountError(
+                                "unmount", mountPoint, code: 0,
+                                remedy: "Somebody else has taken it away, or covered it"))
+                    }
                     let who = users.isEmpty ? "" : " by " + users.joined(separator: ", ")
                     return then(
                         FuseMountError(
@@ -103,6 +115,25 @@ extension MirroredDirectory {
                 }
                 directory.session?.end("unmounted")
                 then(nil)
+            }
+        }
+    }
+}
+
+extension MirroredDirectory {
+    /// Whether the mount is what is seen at its path: `umount -l` takes it away from there without an end of the
+    /// connection as long as somebody has a file open, and whatever is opened afterwards is not the mirrored directory.
+    /// Asked on a worker, because the table may be long; `then` is called here, and never after the mount has gone.
+    public func checkPlace(_ then: @escaping (Bool) -> Void) {
+        guard let device = session?.deviceMinor else { return }
+        let mountPoint = mountPoint
+        let handle = reactor.handle
+        let carried = Carried<(MirroredDirectory, (Bool) -> Void)>((self, then))
+        pool.submit {
+            let isSeen = MountTable.mounts(at: mountPoint).contains { $0.minor == device }
+            handle.post {
+                guard let (directory, then) = carried.take(), directory.session != nil else { return }
+                then(isSeen)
             }
         }
     }

@@ -62,6 +62,10 @@ final class ControlPlane {
     private var isClosing = false
     /// The application is being stopped for good here; nothing starts it again.
     private var isDraining = false
+    /// It was stopped, and the addresses are gone: they come back with the next service only.
+    private var hasDrained = false
+    /// Counts the drains: the end of an earlier one says nothing of this one.
+    private var drains = 0
     /// It was to be started while everything stood still.
     private var startsAtThaw = false
     /// A start was under way when everything was frozen: its time went on, so that its failure may not be its own.
@@ -306,7 +310,7 @@ final class ControlPlane {
     }
 
     private func holdAddresses() {
-        guard openEpoch != nil, !isFrozen, reactor.now < leaseUntil, let service else { return }
+        guard openEpoch != nil, !isFrozen, !hasDrained, reactor.now < leaseUntil, let service else { return }
         addressesHeld = service.holdAddresses(until: leaseUntil)
     }
 
@@ -333,6 +337,7 @@ final class ControlPlane {
         guard !isClosing else { return }
         openEpoch = epoch
         isDraining = false
+        hasDrained = false
         holdAddresses()
         startApplication()
     }
@@ -347,13 +352,18 @@ final class ControlPlane {
 
     private func drain() {
         isDraining = true
+        drains += 1
+        let number = drains
         startWasFrozen = false
         logger.notice("stopping the application for a planned move")
         guard let service, openEpoch != nil else { return order { $0.drain() } }
         let handle = ThreadBound(self)
         service.stopApplication { isStopped in
             let control = handle.value
+            // Given up meanwhile: what is open now is another service.
+            guard control.isDraining, control.drains == number else { return }
             guard isStopped else { return control.feed(.drainFailed) }
+            control.hasDrained = true
             control.addressesHeld = false
             service.dropAddresses()
             control.order { $0.drain() }
@@ -365,6 +375,7 @@ final class ControlPlane {
         openEpoch = nil
         isClosing = true
         isDraining = false
+        hasDrained = false
         startsAtThaw = false
         startWasFrozen = false
         isFrozen = false

@@ -53,6 +53,8 @@ final class DataPlane {
     static let spaceCheckMilliseconds = 500
     /// What is under way must be on both nodes within this time after the directory was closed.
     static let drainNanoseconds: UInt64 = 30_000_000_000
+    /// Between two looks whether the mount is still in its place.
+    static let mountLookNanoseconds: UInt64 = 2_000_000_000
     /// A checkpoint begins when so much of the journal lies behind the last one.
     static let checkpointFraction = 4
     static let checkpointIdleMilliseconds = 5_000
@@ -89,6 +91,7 @@ final class DataPlane {
     var markedPoint: TreeMarker.Point?
     var journalWatch = StallWatch(seconds: DataPlane.journalStallSeconds)
     var filesWatch = StallWatch(seconds: DataPlane.filesStallSeconds)
+    var openingWatch = StallWatch(seconds: DataPlane.openingStallSeconds)
     /// This node's votes as they are on its disk, for the marker.
     var votes: (birth: UInt64, starts: UInt64) = (0, 0)
     /// A log that is about to begin anew must not get a checkpoint of the old history.
@@ -105,6 +108,7 @@ final class DataPlane {
     private var reportedCaughtUp = false
     private(set) var draining = false
     private var drainDeadline: UInt64 = 0
+    private var lookedForMountAt: UInt64 = 0
     private(set) var isBroken = false
     /// A record that waits for room in the plain files.
     var fullAt: Seq?
@@ -508,6 +512,21 @@ final class DataPlane {
         }
     }
 
+    /// The same, while somebody still has files of it open (`umount -l`): the kernel says nothing then.
+    private func lookForMount() {
+        guard case .open = phase, let looked = directory, looked.onEnd != nil,
+            reactor.now > lookedForMountAt + DataPlane.mountLookNanoseconds
+        else { return }
+        lookedForMountAt = reactor.now
+        looked.checkPlace { [weak self, weak looked] isThere in
+            // Without `onEnd` it is being closed in order.
+            guard !isThere, let self, case .open = phase, let looked, directory === looked, looked.onEnd != nil
+            else { return }
+            looked.onEnd = nil
+            report(.member(.directoryLost))
+        }
+    }
+
     // MARK: - Bringing the other node in
 
     private var rulesInForce: [AckRule] {
@@ -624,6 +643,7 @@ final class DataPlane {
         noteComeback()
         verification.tick()
         watchDisks()
+        lookForMount()
         checkpointIfDue()
     }
 

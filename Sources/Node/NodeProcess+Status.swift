@@ -123,10 +123,14 @@ extension NodeProcess {
     /// The files are served here, and nobody is served all the same.
     private var serviceFault: String? {
         let control = controlPlane
+        if control.openEpoch == nil {
+            return "but the files are not open yet: what was taken over is still being written into "
+                + configuration.backing
+        }
         if control.application.state == .failed {
             return "but the application failed, its message says how: mend that, `lockstep stop`, `lockstep start`"
         }
-        if control.openEpoch != nil, !control.addressesHeld, !configuration.addresses.isEmpty {
+        if !control.addressesHeld, !configuration.addresses.isEmpty {
             return "but a virtual address cannot be raised, the log says why: it is tried again twice a second"
         }
         return nil

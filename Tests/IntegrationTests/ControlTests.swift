@@ -62,6 +62,26 @@ extension WholeSystem {
             }
         }
 
+        /// The connection lives on with what somebody has open; everything opened afterwards would be the bare directory.
+        @Test func aMountThatIsTakenFromItsPlaceComesBack() throws {
+            try Harness.withCluster(configure: Small.configuration) { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let (alpha, before) = (cluster.alpha, try #require(cluster.status(cluster.alpha)?.epoch))
+                let sleeper = try alpha.room.start(["sh", "-c", "cd \(Cluster.path) && exec sleep 600"], as: "sleeper")
+                usleep(500_000)
+                try #require(sleeper.isRunning)
+                try alpha.room.succeed(["umount", "-l", Cluster.path])
+                try waitUntil("a node serves anew", within: Small.stepSecondsMax, every: 0.1) {
+                    guard let node = cluster.serving(), let status = cluster.status(node) else { return false }
+                    return status.epoch > before
+                }
+                try client.waitForTransfers(within: Small.stepSecondsMax)
+                _ = try? sleeper.killNow()
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
         /// Somebody stands in the directory, so that it cannot be unmounted in order.
         @Test func failure31AStopThatCannotBeCleanIsDoneByForce() throws {
             try Harness.withCluster(configure: Small.configuration) { cluster in

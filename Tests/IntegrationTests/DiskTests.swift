@@ -245,6 +245,37 @@ extension WholeSystem {
             }
         }
 
+        /// The standby's plain files hang, and it has to take over: it cannot open, and says so. The other node has everything
+        /// when it is back, and serves.
+        @Test func failure24ATakeoverThatCannotOpenIsGivenToTheOtherNode() throws {
+            try Harness.withDisks { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let beta = cluster.beta.room
+                try beta.freezeFileSystem(at: RoomDisk.files)
+                do {
+                    try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
+                    try cluster.daemon(cluster.alpha)?.killNow()
+                    try cluster.waitFor(cluster.beta, "says that its files are not open", within: 30) {
+                        $0.color == "orange" && $0.explanation.contains("not open yet") && !$0.holdsAddress
+                    }
+                    try cluster.startDaemon(cluster.alpha)
+                    try cluster.waitFor(cluster.alpha, "serves", within: 90) { $0.serves }
+                    try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
+                    let status = try #require(cluster.status(cluster.beta), "beta's daemon hangs with its disk")
+                    try #require(status.problem.contains("hangs"), "\(status.problem)")
+                } catch {
+                    try? beta.thawFileSystem(at: RoomDisk.files)
+                    throw error
+                }
+                try beta.thawFileSystem(at: RoomDisk.files)
+                try cluster.daemon(cluster.beta)?.killNow()
+                try cluster.startDaemon(cluster.beta)
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
         /// Its journal's disk is well, that of the plain files hangs: it takes what comes until its journal is full. From then
         /// on it holds up the application, for a bounded time.
         @Test func failure24HangingPlainFilesHoldUpTheApplicationForABoundedTime() throws {
