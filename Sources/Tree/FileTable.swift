@@ -20,7 +20,14 @@ struct FileHandle: Sendable, Hashable {
 /// and a table that is missing, damaged or of another tree is built again by a scan. So the table needs no journal of
 /// its own: it is flushed at every checkpoint, before the plain files are, and a replay puts back what came later.
 ///
+/// Built again, it lies beside its place until every file is in it and on the disk. Half a table in its place would be
+/// believed by the next start, and what it lacks found by nobody.
+///
 /// ```
+/// path           the table
+/// path.scan      one that is being filled by a scan; then renamed over `path`
+/// path.new, path.scan.new   a larger one into which the entries are copied; then renamed
+///
 /// page 0   magic "LSTABLE1" 8 | version u32 | clean u32 | slots u64 | identity of the tree u64 | ... | CRC-32C u32
 /// then     slots of 64 bytes, eight to a disk sector, so that none is ever torn:
 ///            file number 8 (0 empty, all ones removed) | handle type i32 | handle length u32 | handle 40 | 0 u32 |
@@ -40,6 +47,8 @@ final class FileTable: Sendable {
 
     private struct State: ~Copyable {
         var fd: FileDescriptor
+        /// Where the table lies: beside its place until `putIntoPlace`.
+        var path: String
         var slots: UInt64
         /// Slots that are not empty, removed ones included.
         var used: UInt64
@@ -56,22 +65,44 @@ final class FileTable: Sendable {
         var handle: FileHandle
     }
 
-    private init(path: String, identity: UInt64, fd: consuming FileDescriptor, slots: UInt64, used: UInt64) {
+    /// - Parameter current: where the table lies now, if not at `path`.
+    private init(
+        path: String, current: String? = nil, identity: UInt64, fd: consuming FileDescriptor, slots: UInt64,
+        used: UInt64
+    ) {
         self.path = path
         self.identity = identity
-        state = Mutex(State(fd: fd, slots: slots, used: used))
+        state = Mutex(State(fd: fd, path: current ?? path, slots: slots, used: used))
     }
 
-    /// An empty table in place of whatever was at `path`.
+    /// An empty table beside `path`. Whatever is there stays, and is what the next start finds, until `putIntoPlace`.
     /// - Parameter identity: tells this tree from another one.
     static func create(path: String, identity: UInt64) throws(TreeError) -> FileTable {
-        let fd = try build(path: path, identity: identity, slots: slotsMinimum, from: nil)
-        return FileTable(path: path, identity: identity, fd: fd.descriptor, slots: slotsMinimum, used: 0)
+        let scan = path + scanSuffix
+        let fd = try build(path: scan, identity: identity, slots: slotsMinimum, from: nil)
+        return FileTable(
+            path: path, current: scan, identity: identity, fd: fd.descriptor, slots: slotsMinimum, used: 0)
     }
+
+    /// Makes the table the one that the next start finds. Called when every file is in it.
+    func putIntoPlace() throws(TreeError) {
+        try locked { (state) throws(TreeError) in
+            precondition(state.path != path, "the table is in its place")
+            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", state.path)
+            state.dirty = false
+            try FileTable.rename(state.path, to: path)
+            state.path = path
+        }
+    }
+
+    private static let scanSuffix = ".scan"
+    private static let freshSuffix = ".new"
 
     /// Opens the table at `path`.
     /// - Returns: nil when there is none, or when it is damaged or of another tree; `logger` was told which.
     static func open(path: String, identity: UInt64, logger: Logger) throws(TreeError) -> FileTable? {
+        // What a process that died has left half done.
+        for suffix in [freshSuffix, scanSuffix, scanSuffix + freshSuffix] { _ = unsafe unlink(path + suffix) }
         let raw = unsafe clinux_open(path, O_RDWR, 0)
         if raw == -ENOENT { return nil }
         let fd = FileDescriptor(owning: try System.check(raw, "open the file table", path))
@@ -143,7 +174,7 @@ final class FileTable: Sendable {
     func flush() throws(TreeError) {
         try locked { (state) throws(TreeError) in
             guard state.dirty else { return }
-            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", path)
+            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", state.path)
             state.dirty = false
         }
     }
@@ -209,7 +240,7 @@ final class FileTable: Sendable {
         }
         let slots = FileTable.slotsNeeded(for: live)
         let built = try FileTable.build(
-            path: path, identity: identity, slots: slots, from: (state.fd.rawValue, state.slots))
+            path: state.path, identity: identity, slots: slots, from: (state.fd.rawValue, state.slots))
         state.fd = built.descriptor
         state.slots = slots
         state.used = built.used
@@ -231,7 +262,7 @@ final class FileTable: Sendable {
     private static func build(
         path: String, identity: UInt64, slots: UInt64, from old: (fd: Int32, slots: UInt64)?
     ) throws(TreeError) -> Built {
-        let fresh = path + ".new"
+        let fresh = path + freshSuffix
         let fd = try System.open(fresh, O_RDWR | O_CREAT | O_TRUNC)
         let length = UInt64(headerBytes) + slots * UInt64(slotBytes)
         try System.check(clinux_ftruncate(fd.rawValue, length), "make the file table", fresh)
@@ -250,6 +281,11 @@ final class FileTable: Sendable {
         }
         try writeHeader(fd.rawValue, slots: slots, identity: identity, isClean: false)
         try System.check(clinux_fsync(fd.rawValue), "flush the file table", fresh)
+        try rename(fresh, to: path)
+        return Built(descriptor: fd, used: used)
+    }
+
+    private static func rename(_ fresh: String, to path: String) throws(TreeError) {
         let result = unsafe clinux_renameat2(CLINUX_AT_FDCWD, fresh, CLINUX_AT_FDCWD, path, 0)
         try System.check(result, "put the file table into place", path)
         // It may lie on another file system than the plain files, which nothing else would flush: then a power cut would
@@ -257,7 +293,6 @@ final class FileTable: Sendable {
         let directory = path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
         let parent = try System.open(directory, O_RDONLY | CLINUX_O_DIRECTORY)
         try System.check(clinux_fsync(parent.rawValue), "flush", directory)
-        return Built(descriptor: fd, used: used)
     }
 
     // MARK: Bytes

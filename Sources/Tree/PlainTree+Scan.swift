@@ -8,9 +8,10 @@ extension PlainTree {
     /// The tag of an untagged object is nil. The descriptor is O_PATH.
     typealias Visitor = (_ fd: Int32, _ tag: FileID?) throws(TreeError) -> FileID?
 
-    /// Enters every object below the root and in staging into `table`.
+    /// Enters every object below the root and in staging into a new table, and puts it into its place.
     func buildTable(_ table: FileTable) throws(TreeError) {
         let count = try walk(table) { (_, tag) throws(TreeError) in tag }
+        try table.putIntoPlace()
         logger.info("file table built from the files", metadata: ["table.files": "\(count)"])
     }
 
@@ -64,6 +65,7 @@ extension PlainTree {
             tagged += 1
             return file
         }
+        try fresh.putIntoPlace()
         state.withLock { $0.table = fresh }
         allocator = numbers
         return tagged
