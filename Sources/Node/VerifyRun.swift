@@ -232,22 +232,28 @@ final class VerifyRun {
 
     private func fileAnswered(_ task: VerifyTask, _ mine: VerifyOutcome, _ theirs: VerifyOutcome) {
         switch (mine, theirs) {
-        // Without a name here: whoever has one there is found in the directory.
-        case (.gone, _): return
-        case (_, .gone):
-            note(task, .missing, detail: "not on \(name(plane.node.peer))", state: .failed)
+        // Removed since its number was read.
+        case (.gone, .gone): return
+        case (.gone, _), (_, .gone): missing(task, mine)
         case (.file(let left), .file(let right)):
             compareFiles(task, left, right, window: VerifyLimits.windowBytes)
         default:
             // One bad block at its beginning must not hide the rest: attributes alone, then content like any other.
             ask(task, .file) { [self] mine, theirs, _ in
                 switch (mine, theirs) {
-                case (.gone, _): return
+                case (.gone, .gone): return
+                case (.gone, _), (_, .gone): missing(task, mine)
                 case (.file(let left), .file(let right)): compareFiles(task, left, right, window: 0)
                 default: unreadable(task, mine, theirs, 0..<0)
                 }
             }
         }
+    }
+
+    /// One side cannot find it. Both looked at one place in the order of all records, so it is no removal: it is not
+    /// there, or the file table does not lead to it.
+    private func missing(_ task: VerifyTask, _ mine: VerifyOutcome) {
+        note(task, .missing, detail: "not on \(name(mine == .gone ? plane.node : plane.node.peer))", state: .failed)
     }
 
     /// - Parameter window: bytes of content, from the beginning, that both answers cover.

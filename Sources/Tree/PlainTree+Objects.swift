@@ -147,13 +147,15 @@ extension PlainTree {
 
     /// Lets a held file go; if it has no name any more it is removed now.
     public func releaseHold(_ file: FileID) throws(TreeError) {
-        let wasParked = state.withLock { state in
+        let isParked = state.withLock { state in
             state.held.remove(file)
-            return state.parked.remove(file) != nil
+            return state.parked.contains(file)
         }
-        guard wasParked else { return }
+        guard isParked else { return }
         try removeFromStaging(PlainTree.encodeTag(file))
         try forget(file)
+        // Last: a verification must not find it without a name and think that the other node lacks it.
+        _ = state.withLock { $0.parked.remove(file) }
     }
 
     func isHeld(_ file: FileID) -> Bool { state.withLock { $0.held.contains(file) } }

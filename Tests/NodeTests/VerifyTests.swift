@@ -88,7 +88,7 @@ func bytes(_ path: String) -> [UInt8] {
                 round += 1
                 let data = noise(1 + draw.next(9_000), UInt64(round) &* seed)
                 _ = data.withUnsafeBytes { pwrite(fd, $0.baseAddress, $0.count, off_t(draw.next(13 << 20))) }
-                switch draw.next(12) {
+                switch draw.next(13) {
                 case 0: _ = ftruncate(fd, off_t(draw.next(14 << 20)))
                 case 1: _ = clinux_fallocate(fd, 3, UInt64(draw.next(12 << 20)), UInt64(1 + draw.next(200_000)))
                 case 2: put("\(root)/dir/made-\(draw.next(50))", data)
@@ -98,6 +98,12 @@ func bytes(_ path: String) -> [UInt8] {
                 case 6: _ = unlink("\(root)/dir/link-\(draw.next(10))")
                 case 7: _ = chmod("\(root)/dir/data", UInt32(0o600 + draw.next(0o100)))
                 case 8: _ = clinux_setxattr("\(root)/small", "user.n", data, min(data.count, 40), 0, 1)
+                case 10:
+                    // Without a name, and there until it is closed.
+                    let gone = "\(root)/dir/made-\(draw.next(50))"
+                    let open = Glibc.open(gone, O_RDONLY)
+                    _ = unlink(gone)
+                    if open >= 0 { close(open) }
                 case 9: _ = rename("\(root)/empty/file-\(draw.next(600))", "\(root)/dir/file-\(draw.next(600))")
                 default: put("\(root)/dir/data", data, at: draw.next(2_900_000))
                 }
@@ -222,6 +228,26 @@ func bytes(_ path: String) -> [UInt8] {
         #expect(below.contains { $0.path == "dir/stray" } && !below.contains { $0.path == "nothing" })
         let one = pair.verify(VerifyOptions(path: "nothing"))
         #expect(one.count == 1 && one.first?.path == "nothing")
+    }
+
+    /// At its name in both rooms, and one of them would not find it by its number.
+    @Test func failure37AnEntryOfTheFileTableThatLeadsNowhereIsFoundOnEitherSide() throws {
+        let pair = try Pair.inSync()
+        let file = pair.a.create("ledger")
+        let other = pair.a.create("other")
+        pair.a.waitForSync(pair.a.write(file, noise(5_000, 7), at: 0))
+        pair.settle()
+        for node in [pair.b, pair.a] {
+            let table = node.call { $0.tree.table }
+            let handle = try #require(try table.find(file))
+            try table.insert(file, try #require(try table.find(other)))
+            let found = pair.verify()
+            #expect(found.count == 1)
+            #expect(found.first?.kind == .missing)
+            #expect(found.first?.detail == "not on \(node === pair.a ? "a" : "b")")
+            try table.insert(file, handle)
+            #expect(pair.verify() == [])
+        }
     }
 
     @Test func aBrokenOffVerificationGoesOnWhereItWas() throws {
