@@ -28,7 +28,7 @@ struct FileHandle: Sendable, Hashable {
 /// path.scan      one that is being filled by a scan; then renamed over `path`
 /// path.new, path.scan.new   a larger one into which the entries are copied; then renamed
 ///
-/// page 0   magic "LSTABLE1" 8 | version u32 | clean u32 | slots u64 | identity of the tree u64 | ... | CRC-32C u32
+/// page 0   magic "LSTABLE1" 8 | version u32 | condition u32 | slots u64 | identity of the tree u64 | ... | CRC-32C u32
 /// then     slots of 64 bytes, eight to a disk sector, so that none is ever torn:
 ///            file number 8 (0 empty, all ones removed) | handle type i32 | handle length u32 | handle 40 | 0 u32 |
 ///            CRC-32C of the 60 bytes before
@@ -53,6 +53,19 @@ final class FileTable: Sendable {
         /// Slots that are not empty, removed ones included.
         var used: UInt64
         var dirty = false
+        var isWrong = false
+        /// What is in the header as long as it is used.
+        var condition: Condition { isWrong ? .wrong : .inUse }
+    }
+
+    /// What the next start may make of the table.
+    private enum Condition: UInt32 {
+        /// Whoever used it last has not closed it: entries may be half-written.
+        case inUse = 0
+        /// Closed, every entry on the disk.
+        case complete = 1
+        /// It does not lead to a file that is there: it is built again from the files.
+        case wrong = 2
     }
 
     private let state: Mutex<State>
@@ -106,7 +119,7 @@ final class FileTable: Sendable {
         let raw = unsafe clinux_open(path, O_RDWR, 0)
         if raw == -ENOENT { return nil }
         let fd = FileDescriptor(owning: try System.check(raw, "open the file table", path))
-        let header: (slots: UInt64, isClean: Bool)
+        let header: (slots: UInt64, isComplete: Bool)
         do throws(DecodingError) { header = try readHeader(fd.rawValue, identity: identity) } catch {
             logger.warning(
                 "file table unusable, building it again", metadata: ["table.path": "\(path)", "cause": "\(error)"])
@@ -126,12 +139,12 @@ final class FileTable: Sendable {
                 "file table unusable, building it again", metadata: ["table.path": "\(path)", "cause": "\(error)"])
             return nil
         }
-        if !header.isClean {
+        if !header.isComplete {
             let slots = slotsNeeded(for: live)
             let built = try build(path: path, identity: identity, slots: slots, from: (fd.rawValue, header.slots))
             return FileTable(path: path, identity: identity, fd: built.descriptor, slots: slots, used: built.used)
         }
-        try writeHeader(fd.rawValue, slots: header.slots, identity: identity, isClean: false)
+        try writeHeader(fd.rawValue, slots: header.slots, identity: identity, .inUse)
         return FileTable(path: path, identity: identity, fd: fd, slots: header.slots, used: used)
     }
 
@@ -179,11 +192,24 @@ final class FileTable: Sendable {
         }
     }
 
-    /// Flushes and marks the table complete, so that the next start needs no rebuild.
+    /// Lets the next start build the table again from the files.
+    /// - Returns: false when that was said already.
+    func markWrong() throws(TreeError) -> Bool {
+        try locked { (state) throws(TreeError) in
+            guard !state.isWrong else { return false }
+            state.isWrong = true
+            try FileTable.writeHeader(state.fd.rawValue, slots: state.slots, identity: identity, .wrong)
+            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", path)
+            return true
+        }
+    }
+
+    /// Flushes and marks the table complete, so that the next start needs no rebuild, unless it was found wrong.
     func close() throws(TreeError) {
         try locked { (state) throws(TreeError) in
             try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", path)
-            try FileTable.writeHeader(state.fd.rawValue, slots: state.slots, identity: identity, isClean: true)
+            let condition = state.isWrong ? Condition.wrong : .complete
+            try FileTable.writeHeader(state.fd.rawValue, slots: state.slots, identity: identity, condition)
             try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", path)
         }
     }
@@ -240,7 +266,8 @@ final class FileTable: Sendable {
         }
         let slots = FileTable.slotsNeeded(for: live)
         let built = try FileTable.build(
-            path: state.path, identity: identity, slots: slots, from: (state.fd.rawValue, state.slots))
+            path: state.path, identity: identity, slots: slots, from: (state.fd.rawValue, state.slots),
+            state.condition)
         state.fd = built.descriptor
         state.slots = slots
         state.used = built.used
@@ -260,7 +287,8 @@ final class FileTable: Sendable {
 
     /// Writes a new table beside the old one and renames it into place.
     private static func build(
-        path: String, identity: UInt64, slots: UInt64, from old: (fd: Int32, slots: UInt64)?
+        path: String, identity: UInt64, slots: UInt64, from old: (fd: Int32, slots: UInt64)?,
+        _ condition: Condition = .inUse
     ) throws(TreeError) -> Built {
         let fresh = path + freshSuffix
         let fd = try System.open(fresh, O_RDWR | O_CREAT | O_TRUNC)
@@ -279,7 +307,7 @@ final class FileTable: Sendable {
                 used += 1
             }
         }
-        try writeHeader(fd.rawValue, slots: slots, identity: identity, isClean: false)
+        try writeHeader(fd.rawValue, slots: slots, identity: identity, condition)
         try System.check(clinux_fsync(fd.rawValue), "flush the file table", fresh)
         try rename(fresh, to: path)
         return Built(descriptor: fd, used: used)
@@ -299,7 +327,7 @@ final class FileTable: Sendable {
 
     private static func readHeader(
         _ fd: Int32, identity: UInt64
-    ) throws(DecodingError) -> (slots: UInt64, isClean: Bool) {
+    ) throws(DecodingError) -> (slots: UInt64, isComplete: Bool) {
         var page = [UInt8](repeating: 0, count: headerBytes)
         let count = unsafe page.withUnsafeMutableBytes { space in
             unsafe clinux_pread(fd, space.baseAddress!, space.count, 0)
@@ -309,7 +337,7 @@ final class FileTable: Sendable {
         guard try reader.get(UInt64.self) == magic else { throw DecodingError("not a file table", at: 0) }
         let found = try reader.get(UInt32.self)
         guard found == version else { throw DecodingError("file table version \(found)", at: 8) }
-        let clean = try reader.get(UInt32.self)
+        let condition = Condition(rawValue: try reader.get(UInt32.self))
         let slots = try reader.get(UInt64.self)
         let tree = try reader.get(UInt64.self)
         let checksum = crc32c(page[..<(headerBytes - 4)])
@@ -319,16 +347,17 @@ final class FileTable: Sendable {
         guard slots >= slotsMinimum, slots.nonzeroBitCount == 1, slots < 1 << 40 else {
             throw DecodingError("file table of \(slots) slots", at: 16)
         }
-        return (slots, clean == 1)
+        guard condition != .wrong else { throw DecodingError("file table that did not lead to a file", at: 12) }
+        return (slots, condition == .complete)
     }
 
     private static func writeHeader(
-        _ fd: Int32, slots: UInt64, identity: UInt64, isClean: Bool
+        _ fd: Int32, slots: UInt64, identity: UInt64, _ condition: Condition
     ) throws(TreeError) {
         var writer = ByteWriter(reserving: headerBytes)
         writer.put(magic)
         writer.put(version)
-        writer.put(UInt32(isClean ? 1 : 0))
+        writer.put(condition.rawValue)
         writer.put(slots)
         writer.put(identity)
         writer.put(raw: [UInt8](repeating: 0, count: headerBytes - 4 - writer.count))

@@ -321,10 +321,12 @@ extension PlainTree {
                 if wasLast, isHeld(file) {
                     try moveToStaging(file, from: directory, name, isDirectory: isDirectory)
                     try park(file)
+                } else if wasLast {
+                    try removeLast(file) { () throws(TreeError) in
+                        try System.unlink(directory, name, isDirectory: isDirectory)
+                    }
                 } else {
-                    if wasLast { cache.remove(file) }
                     try System.unlink(directory, name, isDirectory: isDirectory)
-                    if wasLast { try forget(file) }
                 }
             case let other?: throw unexpected("remove", file, name, parent, holds: other)
             }
@@ -381,9 +383,8 @@ extension PlainTree {
             try System.rename(from, name, to: to, newName, flags: CLINUX_RENAME_EXCHANGE)
             return try finishMove(from, name, removing: replaced)
         }
-        if let replaced, removing { cache.remove(replaced) }
-        try System.rename(from, name, to: to, newName)
-        if let replaced, removing { try forget(replaced) }
+        guard let replaced, removing else { return try System.rename(from, name, to: to, newName) }
+        try removeLast(replaced) { () throws(TreeError) in try System.rename(from, name, to: to, newName) }
     }
 
     /// After the exchange, which an earlier try may have made and not come further: what was replaced stands at the old

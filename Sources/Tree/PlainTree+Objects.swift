@@ -46,21 +46,40 @@ extension PlainTree {
     /// An O_PATH descriptor of the object, its number compared: a handle of an inode that was used again does not open
     /// (ESTALE), one of a cloned or restored disk may open something else.
     func reference(to file: FileID) throws(TreeError) -> FileDescriptor {
-        if let found = try referenceIfKnown(to: file) { return found }
-        guard try table.find(file) != nil else {
-            throw TreeError("find", "file \(file)", code: ESTALE)
+        while let handle = try table.find(file) {
+            if let found = try open(handle, of: file) { return found }
+            guard try isWrong(handle, of: file) else { continue }
+            throw TreeError(
+                "find", "file \(file)", code: ESTALE,
+                remedy: "The file table does not lead to it. Restart Lockstep on this node: it builds the table again "
+                    + "from the files. If that does not help, check the disk and resynchronise this node")
         }
-        try repairTable(because: file)
-        if let found = try referenceIfKnown(to: file) { return found }
-        throw TreeError(
-            "find", "file \(file)", code: ESTALE,
-            remedy: "It is in the file table but not in \(backing). If nothing else wrote there, check the disk and "
-                + "resynchronise this node")
+        throw TreeError("find", "file \(file)", code: ESTALE)
+    }
+
+    /// Whether a handle that leads nowhere, or to another file, should lead to this one. Then the next start builds the
+    /// table again. Not this process: records are applied meanwhile, and a scan beside them misses files.
+    /// - Returns: false when the table says something else by now.
+    private func isWrong(_ handle: FileHandle, of file: FileID) throws(TreeError) -> Bool {
+        // In this order: who takes the last name away takes the file out of the table before it is done.
+        let isExplained = state.withLock { $0.leaving.contains(file) || $0.torn.contains(file) }
+        guard try table.find(file) == handle else { return false }
+        guard !isExplained else { throw TreeError("find", "file \(file)", code: ESTALE) }
+        if try table.markWrong() {
+            logger.error(
+                "the file table does not lead to a file; the next start builds it again",
+                metadata: ["table.file": "\(file)"])
+        }
+        return true
     }
 
     /// nil when the table does not know the file, or knows it wrongly.
     func referenceIfKnown(to file: FileID) throws(TreeError) -> FileDescriptor? {
         guard let handle = try table.find(file) else { return nil }
+        return try open(handle, of: file)
+    }
+
+    private func open(_ handle: FileHandle, of file: FileID) throws(TreeError) -> FileDescriptor? {
         var raw = clinux_handle()
         raw.type = handle.type
         raw.length = UInt32(handle.bytes.count)
@@ -159,6 +178,15 @@ extension PlainTree {
     }
 
     func isHeld(_ file: FileID) -> Bool { state.withLock { $0.held.contains(file) } }
+
+    /// Takes a file's last name away, and forgets the file. Who opens it by its handle meanwhile finds nothing.
+    func removeLast(_ file: FileID, _ remove: () throws(TreeError) -> Void) throws(TreeError) {
+        cache.remove(file)
+        _ = state.withLock { $0.leaving.insert(file) }
+        defer { _ = state.withLock { $0.leaving.remove(file) } }
+        try remove()
+        try forget(file)
+    }
 
     /// After the object itself is gone.
     func forget(_ file: FileID) throws(TreeError) {

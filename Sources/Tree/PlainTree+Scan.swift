@@ -15,21 +15,8 @@ extension PlainTree {
         logger.info("file table built from the files", metadata: ["table.files": "\(count)"])
     }
 
-    /// Builds the table anew because an open by handle found nothing or the wrong file; at most once a minute.
-    func repairTable(because file: FileID) throws(TreeError) {
-        let minute: UInt64 = 60_000_000_000
-        let now = BootClock.now
-        let isDue = state.withLock { state in
-            if let last = state.lastRepair, now - last < minute { return false }
-            state.lastRepair = now
-            return true
-        }
-        guard isDue else { return }
-        logger.warning("the file table is wrong, building it again", metadata: ["table.file": "\(file)"])
-        try rebuildTable()
-    }
-
-    /// Builds the table anew from the files: they are not those that it was made of.
+    /// Builds the table anew from the files: they are not those that it was made of. Nothing else may use the tree
+    /// meanwhile: what is made behind the scan would be missing.
     public func rebuildTable() throws(TreeError) {
         let fresh = try FileTable.create(path: tablePath, identity: treeIdentity)
         try buildTable(fresh)

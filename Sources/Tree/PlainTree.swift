@@ -53,12 +53,12 @@ public final class PlainTree: Sendable {
         var table: FileTable
         /// Set by tests: the errno that a question of a verification meets on a bad disk.
         var verifyFault: (@Sendable (VerifyCheck) -> Int32?)?
-        /// When the table was last built because an open had failed (boot clock, ns).
-        var lastRepair: UInt64?
         /// Files that stay until released, although their last name may go.
         var held: Set<FileID> = []
         /// Held files without a name, in staging.
         var parked: Set<FileID> = []
+        /// Files whose last name is being taken away: the table still has them.
+        var leaving: Set<FileID> = []
         /// Files that went lately, newest last: records that were logged before that was known are no error.
         var removed: Set<FileID> = []
         var removedInOrder: [FileID] = []

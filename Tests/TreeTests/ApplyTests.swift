@@ -1,6 +1,8 @@
 import CLinux
 import Format
 import Glibc
+import Ring
+import Synchronization
 import Testing
 
 @testable import Tree
@@ -100,6 +102,62 @@ extension PlainTree {
         let tree = try openTree(scratch, .existing)
         for counter in 1...800 { #expect(try tree.referenceIfKnown(to: id(UInt64(counter))) != nil, "\(counter)") }
         #expect(access("\(scratch.path)/state/file-table.scan", F_OK) != 0, "nothing is left of it")
+    }
+
+    /// An entry that is whole and leads to another file.
+    @Test(arguments: [true, false])
+    func failure37AWrongEntryOfTheFileTableIsSaidAndTheNextStartMendsIt(isClosed: Bool) throws {
+        let scratch = Scratch()
+        try {
+            let tree = try openTree(scratch)
+            for counter in 1...3 { try tree.create(UInt64(counter), "f\(counter)") }
+            try tree.write(id(1), [1])
+            let table = tree.table
+            try table.insert(id(1), try #require(try table.find(id(2))))
+            tree.cache.removeAll()
+            for _ in 0..<2 { #expect(throws: TreeError.self) { try tree.status(of: id(1)) } }
+            #expect(tree.table === table, "never built while records are applied")
+            // It grows, and is wrong still.
+            for counter in 4...3_000 { try tree.create(UInt64(counter), "f\(counter)") }
+            if isClosed { try tree.close() }
+        }()
+        let tree = try openTree(scratch, .existing)
+        #expect(try tree.contents(id(1)) == [1])
+        for counter in 1...3_000 { #expect(try tree.referenceIfKnown(to: id(UInt64(counter))) != nil, "\(counter)") }
+    }
+
+    /// The table has a file, and the files do not: for the moment between the removal of its name and of its entry.
+    @Test func aFileThatIsOpenedWhileItIsRemovedIsNoSignOfAWrongTable() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        let table = tree.table
+        let going = Mutex<UInt64?>(1)
+        let pool = try WorkerPool(threads: 1, name: "reader")
+        pool.submit {
+            while let counter = going.withLock({ $0 }) { _ = try? tree.reference(to: id(counter)) }
+        }
+        for counter in UInt64(1)...3_000 {
+            try tree.create(counter, "f")
+            going.withLock { $0 = counter }
+            if counter % 2 == 0 {
+                try tree.apply(
+                    .remove(file: id(counter), parent: .root, name: name("f"), isDirectory: false, wasLast: true))
+            } else {
+                try tree.create(10_000 + counter, "g")
+                try tree.apply(
+                    .rename(
+                        file: id(10_000 + counter), parent: .root, name: name("g"), newParent: .root,
+                        newName: name("f"), exchange: false, replaced: id(counter), replacedWasLast: true))
+                try tree.apply(
+                    .remove(
+                        file: id(10_000 + counter), parent: .root, name: name("f"), isDirectory: false, wasLast: true))
+            }
+        }
+        going.withLock { $0 = nil }
+        pool.shutdown()
+        #expect(tree.table === table)
+        try tree.close()
+        #expect(try FileTable.open(path: tree.tablePath, identity: tree.treeIdentity, logger: quiet) != nil)
     }
 
     @Test func aHeldFileOutlivesItsLastNameAndGoesWhenReleased() throws {
