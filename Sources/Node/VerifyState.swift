@@ -1,5 +1,6 @@
 import Format
 import Foundation
+import Tree
 
 /// What an administrator, or the schedule, asks of a verification.
 public struct VerifyOptions: Codable, Sendable, Equatable {
@@ -139,8 +140,8 @@ enum VerifyLimits {
     static let namesOfPart = 4096
     /// What a question costs besides its content, for the limit on the rate.
     static let questionBytes = 4096
-    /// Numbers fetched from the file table at once.
-    static let batch = 16_384
+    /// Numbers fetched from the file table at once, by a pass over all of it: ten passes for ten million files.
+    static let batch = PlainTree.filesOfPass
     /// Objects below a path that is given: 8 bytes each.
     static let pathObjects = 4_000_000
     /// Findings kept; more are only counted.

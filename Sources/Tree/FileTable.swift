@@ -52,6 +52,8 @@ final class FileTable: Sendable {
         var slots: UInt64
         /// Slots that are not empty, removed ones included.
         var used: UInt64
+        /// How often it grew: then every entry has another place.
+        var growths = 0
         var dirty = false
         var isWrong = false
         /// What is in the header as long as it is used.
@@ -214,12 +216,37 @@ final class FileTable: Sendable {
         }
     }
 
-    /// Every file with its handle, in no order that means anything.
-    func visit(_ body: (FileID, FileHandle) throws(TreeError) -> Void) throws(TreeError) {
-        try locked { (state) throws(TreeError) in
-            try FileTable.visit(state.fd.rawValue, slots: state.slots) { (slot) throws(TreeError) in
+    /// Every file with its handle, in no order that means anything. Others use the table meanwhile: a pass over all of
+    /// a large one takes seconds, and nobody must wait for that. A file that is entered or removed meanwhile may come
+    /// or not; all others come.
+    ///
+    /// When the table grows all begins anew. It grows only after a third of its slots were filled, and a pass is much
+    /// faster than that.
+    /// - Parameter anew: what came so far comes again.
+    func visit(
+        anew: () -> Void, _ body: (FileID, FileHandle) throws(TreeError) -> Void
+    ) throws(TreeError) {
+        var piece = [UInt8](repeating: 0, count: Int(FileTable.pieceSlots) * FileTable.slotBytes)
+        var first: UInt64 = 0
+        var growths = try locked { (state) throws(TreeError) in state.growths }
+        while true {
+            let now = try locked { (state) throws(TreeError) -> (growths: Int, isEnd: Bool) in
+                guard state.growths == growths else { return (state.growths, false) }
+                guard first < state.slots else { return (growths, true) }
+                try FileTable.read(state.fd.rawValue, from: first, into: &piece)
+                return (growths, false)
+            }
+            guard now.growths == growths else {
+                growths = now.growths
+                first = 0
+                anew()
+                continue
+            }
+            guard !now.isEnd else { return }
+            try FileTable.visit(piece, from: first) { (slot) throws(TreeError) in
                 if slot.file != FileTable.removed { try body(FileID(rawValue: slot.file), slot.handle) }
             }
+            first += FileTable.pieceSlots
         }
     }
 
@@ -271,6 +298,7 @@ final class FileTable: Sendable {
         state.fd = built.descriptor
         state.slots = slots
         state.used = built.used
+        state.growths += 1
     }
 
     /// Room for twice as many as there are, at most 35 % in use.
@@ -424,21 +452,31 @@ final class FileTable: Sendable {
     private static func visit(
         _ fd: Int32, slots: UInt64, _ body: (Slot) throws(TreeError) -> Void
     ) throws(TreeError) {
-        let perRead: UInt64 = 4096
-        var bytes = [UInt8](repeating: 0, count: Int(perRead) * slotBytes)
-        var first: UInt64 = 0
-        while first < slots {
-            let count = unsafe bytes.withUnsafeMutableBytes { space in
-                unsafe clinux_pread(fd, space.baseAddress!, space.count, offset(of: first))
-            }
-            guard count == bytes.count else {
-                throw TreeError("read the file table", "from slot \(first)", code: count < 0 ? Int32(-count) : EIO)
-            }
-            for index in 0..<Int(perRead) {
-                let start = index * slotBytes
-                if let slot = try decode(bytes[start..<(start + slotBytes)], first + UInt64(index)) { try body(slot) }
-            }
-            first += perRead
+        var piece = [UInt8](repeating: 0, count: Int(pieceSlots) * slotBytes)
+        for first in stride(from: 0, to: slots, by: Int(pieceSlots)) {
+            try read(fd, from: first, into: &piece)
+            try visit(piece, from: first, body)
+        }
+    }
+
+    /// Slots read at once: 256 KiB.
+    private static let pieceSlots = slotsMinimum
+
+    private static func read(_ fd: Int32, from first: UInt64, into piece: inout [UInt8]) throws(TreeError) {
+        let count = unsafe piece.withUnsafeMutableBytes { space in
+            unsafe clinux_pread(fd, space.baseAddress!, space.count, offset(of: first))
+        }
+        guard count == piece.count else {
+            throw TreeError("read the file table", "from slot \(first)", code: count < 0 ? Int32(-count) : EIO)
+        }
+    }
+
+    private static func visit(
+        _ piece: [UInt8], from first: UInt64, _ body: (Slot) throws(TreeError) -> Void
+    ) throws(TreeError) {
+        for index in 0..<Int(pieceSlots) {
+            let start = index * slotBytes
+            if let slot = try decode(piece[start..<(start + slotBytes)], first + UInt64(index)) { try body(slot) }
         }
     }
 }

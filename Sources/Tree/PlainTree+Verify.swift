@@ -153,13 +153,18 @@ extension PlainTree {
     // MARK: For whoever asks
 
     /// The numbers above `file` in the file table, ascending, at most `limit`: a walk over everything in one order that
-    /// is the same on both nodes and stays when names change. Takes a pass over the table and no memory besides.
+    /// is the same on both nodes and stays when names change. Takes a pass over the table, and memory for twice the
+    /// limit.
     public func files(above file: FileID, limit: Int) throws(TreeError) -> (files: [FileID], total: Int) {
         var found: [FileID] = []
         var total = 0
         // Of more than twice the limit, those that are too large go.
         var bound = FileID(rawValue: .max)
-        try table.visit { (candidate, _) throws(TreeError) in
+        try table.visit {
+            found = []
+            total = 0
+            bound = FileID(rawValue: .max)
+        } _: { (candidate, _) throws(TreeError) in
             total += 1
             guard candidate > file, candidate < bound else { return }
             found.append(candidate)
@@ -172,12 +177,15 @@ extension PlainTree {
         return (Array(found.prefix(limit)), total)
     }
 
+    /// A `limit` for `files`: few passes, and at most 16 MiB.
+    public static let filesOfPass = 1 << 20
+
     /// What all files hold, without their holes: a pass over the file table and a look at each file.
     public func bytesOfFiles() throws(TreeError) -> UInt64 {
         var sum: UInt64 = 0
         var last = FileID.none
         while true {
-            let files = try self.files(above: last, limit: 65_536).files
+            let files = try self.files(above: last, limit: PlainTree.filesOfPass).files
             guard let end = files.last else { return sum }
             last = end
             for file in files {

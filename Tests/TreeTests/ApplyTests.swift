@@ -314,9 +314,39 @@ extension PlainTree {
         try table.close()
         let again = try #require(try FileTable.open(path: "\(scratch.path)/table", identity: 1, logger: quiet))
         var count = 0
-        try again.visit { _, _ in count += 1 }
+        try again.visit {
+        } _: { _, _ in
+            count += 1
+        }
         #expect(count == 10_000)
         #expect(try FileTable.open(path: "\(scratch.path)/table", identity: 2, logger: quiet) == nil)
+    }
+
+    @Test func theFileTableIsUsedAndGrowsDuringAPassOverIt() throws {
+        let scratch = Scratch()
+        let table = try FileTable.create(path: "\(scratch.path)/table", identity: 1)
+        let handle = FileHandle(type: 1, bytes: [1, 2])
+        for counter in UInt64(1)...20_000 { try table.insert(id(counter), handle) }
+        let pool = try WorkerPool(threads: 1, name: "user")
+        let isUsed = Mutex(false)
+        var found: [FileID] = []
+        var beginnings = 1
+        try table.visit {
+            found = []
+            beginnings += 1
+        } _: { file, _ in
+            found.append(file)
+            guard beginnings == 1, found.count == 10_000 else { return }
+            pool.submit {
+                for counter in UInt64(20_001)...60_000 { try? table.insert(id(counter), handle) }
+                isUsed.withLock { $0 = true }
+            }
+            for _ in 0..<1000 where !isUsed.withLock({ $0 }) { usleep(10_000) }
+            #expect(isUsed.withLock { $0 }, "nobody waits for the end of a pass")
+        }
+        pool.shutdown()
+        #expect(beginnings == 2)
+        #expect(found.count == 60_000 && Set(found).count == 60_000)
     }
 
     @Test func aDirectoryThatWasNeverPreparedIsRefused() throws {
