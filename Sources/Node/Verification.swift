@@ -24,6 +24,8 @@ final class Verification {
     private(set) var run: VerifyRun?
     /// Of what is read for it, on each node.
     var bucket: TokenBucket
+    /// Set by tests.
+    var directories = VerifyDirectories()
     private var isStoring = false
     private var mustStore = false
     private var storedAt: UInt64 = 0

@@ -14,9 +14,13 @@ final class VerifyTask {
     /// Content from here on has not been asked about.
     var next: UInt64 = 0
     var isLooking = false
+    /// Names of a directory, about.
+    var names: UInt64 = 0
     /// Names are asked about in so many parts; 0: not known yet, or no directory.
     var parts: UInt64 = 0
     var nextPart: UInt64 = 0
+    /// Groups of names that differ and have not been asked for one by one.
+    var groups: [VerifyGroup] = []
     /// Questions and calls without an answer.
     var pending = 0
     var windows = 0
@@ -31,6 +35,16 @@ final class VerifyTask {
     var isPathAsked = false
 
     init(_ file: FileID) { self.file = file }
+}
+
+/// Names of a directory that differ somewhere: those whose hash leaves `rest` when it is divided by `divisor`. They are
+/// asked for in so many answers, one after the other.
+struct VerifyGroup {
+    let rest: UInt64
+    let divisor: UInt64
+    let answers: UInt64
+    var asked: UInt64 = 0
+    var isExplained = false
 }
 
 /// One verification, on the primary: walks everything there is, asks both nodes, compares the answers.
@@ -328,42 +342,62 @@ final class VerifyRun {
             } then: { [self] result in
                 task.isLooking = false
                 task.pending -= 1
-                let count = UInt64((try? result.get()) ?? 1)
-                task.parts = max(1, (count + UInt64(VerifyLimits.namesOfPart) - 1) / UInt64(VerifyLimits.namesOfPart))
+                task.names = UInt64((try? result.get()) ?? 1)
+                task.parts = owner.directories.parts(names: task.names)
+                owner.bucket.take(Int(owner.directories.cost(names: task.names, opened: 0)), now: plane.reactor.now)
                 schedule()
             }
         }
-        guard task.windows == 0, task.nextPart < task.parts, mayAsk else { return }
+        guard task.windows == 0, mayAsk else { return }
+        // One question of a directory at a time: its records wait for each.
+        if !task.groups.isEmpty { return compareNames(task) }
+        guard task.nextPart < task.parts else { return }
         let part = task.nextPart
         task.nextPart += 1
         task.windows += 1
-        ask(task, .names, part, task.parts) { [self] mine, theirs, _ in
+        let cost = owner.directories.cost(names: task.names, opened: task.names / task.parts)
+        ask(task, .names, part, task.parts, cost: cost) { [self] mine, theirs, _ in
             task.windows -= 1
             switch (mine, theirs) {
             case (.gone, _): return
-            case (.names(_, let left), .names(_, let right)) where left.count == right.count:
+            case (.names(let own, let left), .names(let other, let right)) where left.count == right.count:
+                let answers = owner.directories.answers(names: max(own, other))
                 for group in left.indices where left[group] != right[group] {
-                    compareNames(task, part + task.parts * UInt64(group))
+                    task.groups.append(
+                        VerifyGroup(
+                            rest: part + task.parts * UInt64(group),
+                            divisor: task.parts * UInt64(VerifyCheck.nameGroups), answers: answers))
                 }
             default: unreadable(task, mine, theirs, 0..<0)
             }
         }
     }
 
-    private func compareNames(_ task: VerifyTask, _ rest: UInt64) {
-        let divisor = task.parts * UInt64(VerifyCheck.nameGroups)
-        ask(task, .entries, rest, divisor) { [self] mine, theirs, _ in
+    /// The names of the first group that differs, as many as fit into an answer.
+    private func compareNames(_ task: VerifyTask) {
+        let group = task.groups[0]
+        task.groups[0].asked += 1
+        task.windows += 1
+        let divisor = group.divisor * group.answers
+        let cost = owner.directories.cost(names: task.names, opened: task.names / divisor)
+        ask(task, .entries, group.rest + group.divisor * group.asked, divisor, cost: cost) { [self] mine, theirs, _ in
+            task.windows -= 1
             switch (mine, theirs) {
-            case (.gone, _): return
+            case (.gone, _): return task.groups.removeAll()
             case (.entries(let left, let leftWhole), .entries(let right, let rightWhole)):
                 let found = differences(left, right)
                 for (name, detail) in found { note(task, .name, below: name, detail: detail, state: .failed) }
                 if !leftWhole || !rightWhole {
                     note(task, .name, detail: "more than \(VerifyCheck.entryLimit) names differ", state: .failed)
                 }
-                if found.isEmpty { note(task, .name, detail: "names differed", state: .overwritten) }
-            default: unreadable(task, mine, theirs, 0..<0)
+                if !found.isEmpty || !leftWhole || !rightWhole { task.groups[0].isExplained = true }
+            default:
+                unreadable(task, mine, theirs, 0..<0)
+                task.groups[0].isExplained = true
             }
+            guard task.groups[0].asked == group.answers else { return }
+            guard !task.groups.removeFirst().isExplained else { return }
+            note(task, .name, detail: "names differed", state: .overwritten)
         }
     }
 
@@ -512,7 +546,7 @@ final class VerifyRun {
         var finished = 0
         tasks.removeAll { task in
             guard task.isAsked, task.pending == 0, task.repairs == 0, task.next >= task.size,
-                !task.isDirectory || task.parts > 0 && task.nextPart == task.parts
+                !task.isDirectory || task.parts > 0 && task.nextPart == task.parts && task.groups.isEmpty
             else { return false }
             commit(task, onlyRepaired: false)
             progress.files += 1

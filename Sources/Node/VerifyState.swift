@@ -129,6 +129,30 @@ struct VerifyMemory: Codable, Sendable {
     }
 }
 
+/// How directories are asked about. Each question reads all names of its directory, because it chooses by their hashes,
+/// and the directory's records wait for it meanwhile.
+struct VerifyDirectories {
+    /// Names of one question.
+    var namesOfPart: UInt64 = 4096
+    /// Questions for one directory; in larger ones each covers more names: reading them all takes longer by then than
+    /// opening the chosen ones.
+    var partsLimit: UInt64 = 32
+    /// Names asked for one by one: half of what fits, because a hash does not divide evenly.
+    var namesOfAnswer = UInt64(VerifyCheck.entryLimit / 2)
+
+    func parts(names: UInt64) -> UInt64 { min(max(1, (names + namesOfPart - 1) / namesOfPart), partsLimit) }
+
+    /// - Parameter names: of all groups of an answer together.
+    func answers(names: UInt64) -> UInt64 {
+        let ofGroup = names / UInt64(VerifyCheck.nameGroups)
+        return max(1, (ofGroup + namesOfAnswer - 1) / namesOfAnswer)
+    }
+
+    /// What a question reads, for the limit on the rate: an entry of the directory for each name, an inode for each
+    /// that is opened.
+    func cost(names: UInt64, opened: UInt64) -> UInt64 { names * 64 + opened * 256 }
+}
+
 enum VerifyLimits {
     /// Objects under way at once.
     static let tasks = 32
@@ -136,8 +160,6 @@ enum VerifyLimits {
     static let windowsOfFile = 4
     /// Content of one question when there is data: so long at most do other changes of that file wait to be applied.
     static let windowBytes: UInt64 = 1 << 20
-    /// Names of one question.
-    static let namesOfPart = 4096
     /// What a question costs besides its content, for the limit on the rate.
     static let questionBytes = 4096
     /// Numbers fetched from the file table at once, by a pass over all of it: ten passes for ten million files.

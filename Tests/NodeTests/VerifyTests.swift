@@ -250,6 +250,62 @@ func bytes(_ path: String) -> [UInt8] {
         }
     }
 
+    /// Small limits instead of a million names.
+    @Test func aLargeDirectoryIsAskedAboutInABoundedNumberOfParts() throws {
+        let pair = try Pair.inSync { root in
+            precondition(mkdir("\(root)/large", 0o755) == 0)
+            for index in 0..<1_500 { put("\(root)/large/file-\(index)", []) }
+        }
+        let limits = VerifyDirectories(namesOfPart: 50, partsLimit: 4, namesOfAnswer: 2)
+        pair.a.call { $0.verification.directories = limits }
+        let asked = Mutex<[VerifyCheck]>([])
+        pair.b.call { plane in
+            plane.tree.state.withLock { state in
+                state.verifyFault = { check in
+                    if check.aspect == .names || check.aspect == .entries { asked.withLock { $0.append(check) } }
+                    return nil
+                }
+            }
+        }
+        #expect(pair.verify(VerifyOptions(path: "large")) == [])
+        #expect(asked.withLock { $0.count } == 4)
+        let removed = (0..<1_500).filter { $0 % 70 == 0 }
+        for index in removed { precondition(unlink(pair.path(pair.b, "large/file-\(index)")) == 0) }
+        put(pair.path(pair.b, "large/stray"), [])
+        let found = pair.verify(VerifyOptions(path: "large")).filter { $0.kind == .name }
+        let wanted = ["large/stray"] + removed.map { "large/file-\($0)" }
+        #expect(found.map(\.path).sorted() == wanted.sorted())
+        #expect(found.allSatisfy { $0.state == .found })
+        let entries = asked.withLock { $0.filter { $0.aspect == .entries } }
+        #expect(!entries.isEmpty && entries.allSatisfy { $0.length % (4 * 64) == 0 && $0.length > 4 * 64 })
+        #expect(limits.parts(names: 0) == 1 && limits.parts(names: 51) == 2)
+        // A directory of ten million names: what is asked for one by one fits into the answers.
+        let large = VerifyDirectories()
+        #expect(large.parts(names: 10_000_000) == 32)
+        let answers = large.answers(names: 10_000_000 / 32)
+        #expect(10_000_000 / 32 / 64 / answers <= 256 && answers < 30)
+    }
+
+    /// All names are read for each part, and that counts for the limit on the rate.
+    @Test func whatIsReadOfDirectoriesCountsForTheRate() throws {
+        let pair = try Pair.inSync { root in
+            precondition(mkdir("\(root)/large", 0o755) == 0)
+            put("\(root)/large/file-0", [])
+            for index in 1..<2_000 {
+                precondition(link("\(root)/large/file-0", "\(root)/large/file-\(index)") == 0)
+            }
+        }
+        pair.a.call { plane in
+            plane.verification.directories = VerifyDirectories(namesOfPart: 100, partsLimit: 8)
+            plane.verification.bucket.setRate(1 << 20, now: plane.reactor.now)
+        }
+        let start = pair.a.call { $0.reactor.now }
+        #expect(pair.verify(VerifyOptions(path: "large")) == [])
+        let seconds = Double(pair.a.call { $0.reactor.now } - start) / 1e9
+        // Nine times 2,000 names of 64 bytes, and 2,000 inodes of 256, at 1 MiB a second.
+        #expect(seconds > 1, "\(seconds) s")
+    }
+
     @Test func aBrokenOffVerificationGoesOnWhereItWas() throws {
         let pair = try Pair.inSync { root in
             for index in 0..<400 { put("\(root)/file-\(index)", noise(20_000, UInt64(index))) }
