@@ -41,8 +41,12 @@ public final class Applier {
     /// Runs that may start and have no worker yet.
     private var light: [[Work]] = []
     private var heavy: [[Work]] = []
+    /// Those that begin with a question of a verification.
+    private var questions: [[Work]] = []
     private var jobs = 0
+    /// Jobs with runs that may take long, questions included.
     private var heavyJobs = 0
+    private var isAnswering = false
     private var stopped: [(seqs: [Seq], error: TreeError)] = []
     private var isImaging: Bool
     public private(set) var failure: (seq: Seq, error: TreeError)?
@@ -52,6 +56,8 @@ public final class Applier {
     /// The same of those that may take long, on a copy that is brought up to date: there most do not (a size that is set is
     /// mostly the size it has), and nobody waits for one of them.
     private static let heavyRunsPerJobBehind = 8
+    /// Questions handed to one worker at once: most are of small files and take less time than the hand-over.
+    private static let questionsPerJob = 8
 
     /// Results on their way to the data thread.
     private final class Results: Sendable {
@@ -62,6 +68,7 @@ public final class Applier {
             var failures: [([Seq], TreeError)] = []
             var jobsEnded = 0
             var heavyJobsEnded = 0
+            var hasAnswered = false
             var isPosted = false
         }
         let state = Mutex(State())
@@ -145,6 +152,7 @@ public final class Applier {
         let seq: Seq
         let settingTimes: Bool
         let again: Again
+        var isQuestion: Bool { batch.records[seq - batch.firstSeq].body.kind == .verify }
     }
 
     private enum Again { case no, yes, last }
@@ -152,16 +160,20 @@ public final class Applier {
     private func deal() {
         while let run = schedule.take() {
             let work = work(of: run)
-            if work.contains(where: { Applier.isHeavy($0.batch.records[$0.seq - $0.batch.firstSeq].body) }) {
+            if work[0].isQuestion {
+                questions.append(work)
+            } else if work.contains(where: { Applier.isHeavy($0.batch.records[$0.seq - $0.batch.firstSeq].body) }) {
                 heavy.append(work)
             } else {
                 light.append(work)
             }
         }
+        let heavyLimit = max(jobLimit - 1, 1)
         while jobs < jobLimit {
-            let heavyLimit = max(jobLimit - 1, 1)
-            let mayBeHeavy = !heavy.isEmpty && heavyJobs < heavyLimit
-            guard !light.isEmpty || mayBeHeavy else { return }
+            let hasHeavyRoom = heavyJobs < heavyLimit
+            let mayBeHeavy = hasHeavyRoom && !heavy.isEmpty
+            var mayAnswer = hasHeavyRoom && !questions.isEmpty && !isAnswering
+            guard !light.isEmpty || mayBeHeavy || mayAnswer else { return }
             let idle = jobLimit - jobs
             let count = min(Applier.runsPerJob, (light.count + idle - 1) / idle)
             let share = Array(light.prefix(count))
@@ -173,13 +185,23 @@ public final class Applier {
                 let limit = role == .behind ? Applier.heavyRunsPerJobBehind : 1
                 heavyShare = Array(heavy.prefix(min(limit, (heavy.count + idle - 1) / idle)))
                 heavy.removeFirst(heavyShare.count)
-                heavyJobs += 1
+                // Rather in a job of its own; behind others if there is none left, or they would never be answered.
+                if heavyJobs + 1 < heavyLimit, jobs < jobLimit { mayAnswer = false }
             }
-            start(share, heavy: heavyShare)
+            var asked: [[Work]] = []
+            if mayAnswer {
+                asked = Array(questions.prefix(Applier.questionsPerJob))
+                questions.removeFirst(asked.count)
+                isAnswering = true
+            }
+            if !heavyShare.isEmpty || !asked.isEmpty { heavyJobs += 1 }
+            start(share, heavy: heavyShare, questions: asked)
         }
     }
 
-    /// May take as long as the file is large, so it goes last in its job and never keeps all workers busy.
+    /// May take as long as the file is large, so it goes last in its job and never keeps all workers busy. Questions of
+    /// a verification are dealt last, to one worker at a time: 64 of them would stand in front of the application's
+    /// unlink.
     private static func isHeavy(_ body: RecordBody) -> Bool {
         switch body {
         case .remove(_, _, _, _, let wasLast): wasLast
@@ -221,7 +243,7 @@ public final class Applier {
         return batches[low]
     }
 
-    private func start(_ runs: [[Work]], heavy: [[Work]]) {
+    private func start(_ runs: [[Work]], heavy: [[Work]], questions: [[Work]]) {
         let tree = tree
         let role = role
         let results = results
@@ -230,11 +252,20 @@ public final class Applier {
         let job: @Sendable () -> Void = {
             for run in runs { Applier.apply(run, to: tree, role, results, handle, me) }
             // What is done must not wait for one that takes long.
-            if !heavy.isEmpty, !runs.isEmpty { Applier.report(results, handle, me, urgent: true) { _ in } }
+            if !runs.isEmpty, !heavy.isEmpty || !questions.isEmpty {
+                Applier.report(results, handle, me, urgent: true) { _ in }
+            }
             for run in heavy { Applier.apply(run, to: tree, role, results, handle, me) }
+            if !heavy.isEmpty, !questions.isEmpty { Applier.report(results, handle, me, urgent: true) { _ in } }
+            for run in questions {
+                Applier.apply(run, to: tree, role, results, handle, me)
+                // Records of that file wait for it.
+                Applier.report(results, handle, me, urgent: true) { _ in }
+            }
             Applier.report(results, handle, me, urgent: true) {
                 $0.jobsEnded += 1
-                if !heavy.isEmpty { $0.heavyJobsEnded += 1 }
+                if !heavy.isEmpty || !questions.isEmpty { $0.heavyJobsEnded += 1 }
+                if !questions.isEmpty { $0.hasAnswered = true }
             }
         }
         // A worker that wakes may take the processor: first leaves what others wait for.
@@ -301,6 +332,7 @@ public final class Applier {
             defer { state = Results.State() }
             jobs -= state.jobsEnded
             heavyJobs -= state.heavyJobsEnded
+            if state.hasAnswered { isAnswering = false }
             return (state.finished, state.verified, state.failures)
         }
         let before = schedule.lowWatermark

@@ -242,4 +242,72 @@ private func seq(_ number: Int) -> Seq { Seq(rawValue: UInt64(number)) }
         #expect(told.state.withLock { $0.failed } == seq(21))
         #expect(told.state.withLock { $0.watermark } == seq(20))
     }
+
+    /// Forty questions are there when the application removes a file. Seen by the questions, which take a while.
+    @Test func questionsOfAVerificationDoNotStandInFrontOfARemoval() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        struct Seen {
+            var before = 0
+            var after = 0
+            var atOnce = 0
+            var atOnceMost = 0
+        }
+        let seen = Mutex(Seen())
+        let victim = "\(scratch.path)/backing/victim"
+        tree.state.withLock { state in
+            state.verifyFault = { _ in
+                seen.withLock { seen in
+                    if access(victim, F_OK) == 0 { seen.before += 1 } else { seen.after += 1 }
+                    seen.atOnce += 1
+                    seen.atOnceMost = max(seen.atOnceMost, seen.atOnce)
+                }
+                usleep(10_000)
+                seen.withLock { $0.atOnce -= 1 }
+                return EIO
+            }
+        }
+        func drawn(_ body: RecordBody) -> Generator.Drawn {
+            Generator.Drawn(record: Record(time: 1, body: body), payload: [])
+        }
+        func create(_ number: UInt64, _ name: String) -> Generator.Drawn {
+            drawn(
+                .create(
+                    file: id(number), parent: .root, name: Array(name.utf8),
+                    attributes: FileAttributes(mode: S_IFREG | 0o644, uid: 0, gid: 0), target: [], xattrs: []))
+        }
+        var records = [create(100, "victim")]
+        for number in UInt64(1)...40 { records.append(create(number, "f\(number)")) }
+        for number in UInt64(1)...40 {
+            records.append(
+                drawn(.verify(VerifyCheck(number: 1, file: id(number), aspect: .file, length: 4096, seed: 5))))
+        }
+        records.append(
+            drawn(
+                .remove(file: id(100), parent: .root, name: Array("victim".utf8), isDirectory: false, wasLast: true)))
+        let last = seq(records.count)
+        let all = batches(of: records, size: 41)
+        let told = Told()
+        let held = Held()
+        let pool = try WorkerPool(threads: 3, name: "apply")
+        let thread = try ReactorThread(name: "data", engine: .libaio, logger: quiet) { reactor in
+            let applier = Applier(
+                tree: tree, role: .secondary, reactor: reactor, pool: pool, jobLimit: 3, applied: .zero, logger: quiet)
+            applier.onWatermark = { seq in told.state.withLock { $0.watermark = seq } }
+            held.applier = applier
+        }
+        for batch in all {
+            thread.post { held.applier?.submit([batch]) }
+            for _ in 0..<3000 where told.state.withLock({ $0.watermark < batch.lastSeq }) { usleep(10_000) }
+        }
+        pool.shutdown()
+        _ = thread.call { held.applier = nil }
+        thread.stop()
+        thread.join()
+        #expect(told.state.withLock { $0.watermark } == last)
+        let result = seen.withLock { $0 }
+        #expect(result.before + result.after == 40)
+        #expect(result.before <= 2, "\(result.before) questions came before the removal")
+        #expect(result.atOnceMost == 1)
+    }
 }
