@@ -43,6 +43,12 @@ public final class Executor {
         case .makeDirectory: return mkdir(path, mode_t(operation.value)) == 0 ? 0 : -Int(errno)
         case .removeDirectory: return rmdir(path) == 0 ? 0 : -Int(errno)
         case .symlink: return Foundation.symlink(operation.other, path) == 0 ? 0 : -Int(errno)
+        case .makeNode:
+            let isPipe = operation.other == FileOperation.NodeKind.pipe.rawValue
+            // The null device.
+            return Int(
+                clinux_mknodat(
+                    here, path, UInt32(operation.value) | UInt32(isPipe ? S_IFIFO : S_IFCHR), isPipe ? 0 : 0x103))
         case .mode: return Int(clinux_fchmodat(here, path, UInt32(operation.value)))
         case .owner:
             return Int(

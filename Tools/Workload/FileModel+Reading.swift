@@ -41,6 +41,7 @@ extension FileModel {
             case S_IFREG: kind = .file
             case S_IFDIR: kind = .directory
             case S_IFLNK: kind = .symlink
+            case S_IFIFO, S_IFCHR: kind = .node
             default: throw WorkloadError("understand the type of", path, 0)
             }
             var object = Object(kind, mode: 0)
@@ -59,10 +60,14 @@ extension FileModel {
     ) throws {
         object.mode = information.mode & 0o7777
         (object.user, object.group) = (information.user, information.group)
-        object.attributes = try attributes(path)
+        // A node has none, and is not opened.
+        if object.kind != .node { object.attributes = try attributes(path) }
         switch object.kind {
         case .file: object.content = try content(path, size: Int(information.size), direct: direct)
         case .symlink: object.target = try linkTarget(path)
+        case .node:
+            let kind: FileOperation.NodeKind = mode_t(information.mode) & S_IFMT == S_IFIFO ? .pipe : .device
+            object.target = kind.rawValue
         case .directory: break
         }
     }

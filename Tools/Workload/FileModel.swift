@@ -6,7 +6,7 @@
 import Foundation
 
 public struct FileModel: Codable, Sendable {
-    public enum Kind: String, Codable, Sendable { case file, directory, symlink }
+    public enum Kind: String, Codable, Sendable { case file, directory, symlink, node }
     public struct Object: Codable, Sendable {
         public var kind: Kind
         /// Permission bits, with those for set-user-id, set-group-id and sticky.
@@ -16,6 +16,7 @@ public struct FileModel: Codable, Sendable {
         public var attributes: [String: Data] = [:]
         public var content = Data()
         public var entries: [String: Int] = [:]
+        /// Of a symbolic link; of a node its kind.
         public var target = ""
         public init(_ kind: Kind, mode: UInt32) {
             self.kind = kind
@@ -91,6 +92,10 @@ public struct FileModel: Codable, Sendable {
         case .makeDirectory: make(Object(.directory, mode: UInt32(operation.value)), at: operation.path)
         case .symlink:
             var object = Object(.symlink, mode: 0o777)
+            object.target = operation.other
+            make(object, at: operation.path)
+        case .makeNode:
+            var object = Object(.node, mode: UInt32(operation.value))
             object.target = operation.other
             make(object, at: operation.path)
         case .write, .append, .mapWrite:

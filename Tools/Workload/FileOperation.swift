@@ -5,7 +5,7 @@ import Foundation
 public struct FileOperation: Equatable, Sendable {
     public enum Kind: String, CaseIterable, Sendable {
         case create, write, append, mapWrite, truncate, allocate, punch, zero
-        case rename, exchange, link, unlink, unlinkOpen, makeDirectory, removeDirectory, symlink
+        case rename, exchange, link, unlink, unlinkOpen, makeDirectory, removeDirectory, symlink, makeNode
         case mode, owner, times, setAttribute, removeAttribute
         case fsync, fdatasync, syncDirectory
     }
@@ -16,7 +16,8 @@ public struct FileOperation: Equatable, Sendable {
     public var access = Access.buffered
     /// Relative to the writer's directory; `.` is that directory.
     public var path: String
-    /// The second name of a rename, exchange or link; the target of a symbolic link; an attribute's name.
+    /// The second name of a rename, exchange or link; the target of a symbolic link; an attribute's name; what a node is
+    /// (`NodeKind`).
     public var other = "."
     /// In bytes.
     public var offset = 0
@@ -26,6 +27,9 @@ public struct FileOperation: Equatable, Sendable {
     public var pattern: UInt64 = 0
     /// Mode, owner, or seconds since 1970.
     public var value = 0
+
+    /// What `makeNode` makes.
+    public enum NodeKind: String, CaseIterable, Sendable { case pipe, device }
 
     public init(_ kind: Kind, _ path: String) {
         self.kind = kind
@@ -53,7 +57,7 @@ public struct FileOperation: Equatable, Sendable {
     public var changesNames: Bool {
         switch kind {
         case .create, .rename, .exchange, .link, .unlink, .unlinkOpen, .makeDirectory, .removeDirectory, .symlink,
-            .setAttribute, .removeAttribute:
+            .makeNode, .setAttribute, .removeAttribute:
             true
         default: false
         }

@@ -7,7 +7,7 @@ public struct OperationSource {
     private let weights: [(FileOperation.Kind, Int)] = [
         (.create, 10), (.write, 40), (.append, 12), (.mapWrite, 4), (.truncate, 6), (.allocate, 3), (.punch, 4),
         (.zero, 3), (.rename, 8), (.exchange, 3), (.link, 4), (.unlink, 6), (.unlinkOpen, 1), (.makeDirectory, 3),
-        (.removeDirectory, 2), (.symlink, 2), (.mode, 3), (.owner, 2), (.times, 3), (.setAttribute, 4),
+        (.removeDirectory, 2), (.symlink, 2), (.makeNode, 2), (.mode, 3), (.owner, 2), (.times, 3), (.setAttribute, 4),
         (.removeAttribute, 2), (.fsync, 6), (.fdatasync, 3), (.syncDirectory, 2),
     ]
     /// Limits of one writer's directory: all of it is held in memory by the writer and by the judge.
@@ -16,6 +16,7 @@ public struct OperationSource {
     /// In bytes.
     public static let sizeMax = 384 << 10
     private static let fileModes = [0o644, 0o600, 0o664, 0o755, 0o4755, 0o2755, 0o2644]
+    private static let nodeModes = [0o644, 0o600, 0o666]
     private static let directoryModes = [0o755, 0o700, 0o1777, 0o2775]
 
     public init(seed: UInt64) { random = SeededGenerator(seed: seed) }
@@ -43,6 +44,7 @@ public struct OperationSource {
         var files: [String] = []
         var directories = ["."]
         var links: [String] = []
+        var nodes: [String] = []
         var model: FileModel
         init(_ model: FileModel) {
             self.model = model
@@ -50,6 +52,7 @@ public struct OperationSource {
                 switch model.objects[number]?.kind {
                 case .file: files.append(path)
                 case .directory: directories.append(path)
+                case .node: nodes.append(path)
                 default: links.append(path)
                 }
             }
@@ -59,7 +62,8 @@ public struct OperationSource {
 
     private mutating func draw(_ kind: FileOperation.Kind, _ places: Places) -> FileOperation? {
         switch kind {
-        case .create, .makeDirectory, .symlink, .link, .rename, .exchange, .removeDirectory, .unlink, .unlinkOpen:
+        case .create, .makeDirectory, .symlink, .makeNode, .link, .rename, .exchange, .removeDirectory, .unlink,
+            .unlinkOpen:
             return drawNames(kind, places)
         case .write, .append, .mapWrite, .truncate, .allocate, .punch, .zero: return drawData(kind, places)
         default: return drawAttributes(kind, places)
@@ -93,6 +97,11 @@ public struct OperationSource {
             guard places.links.count < 6, let path = freshName(places, "l") else { return nil }
             operation = FileOperation(kind, path)
             operation.other = "somewhere/\(below(1000))"
+        case .makeNode:
+            guard places.nodes.count < 4, let path = freshName(places, "n") else { return nil }
+            operation = FileOperation(kind, path)
+            operation.other = FileOperation.NodeKind.allCases[below(2)].rawValue
+            operation.value = [0o644, 0o600][below(2)]
         case .link:
             guard places.files.count < OperationSource.filesMax, let path = pick(places.files),
                 let other = freshName(places, "f")
@@ -100,7 +109,8 @@ public struct OperationSource {
             operation = FileOperation(kind, path)
             operation.other = other
         case .rename:
-            guard let path = pick(places.files + places.links + places.directories.dropFirst()) else { return nil }
+            let all = places.files + places.links + places.nodes + places.directories.dropFirst()
+            guard let path = pick(all) else { return nil }
             operation = FileOperation(kind, path)
             let isDirectory = places.directories.contains(path)
             // Over another file, or to a new name.
@@ -110,7 +120,7 @@ public struct OperationSource {
             else { return nil }
             operation.other = other
         case .exchange:
-            let all = places.files + places.links + places.directories.dropFirst()
+            let all = places.files + places.links + places.nodes + places.directories.dropFirst()
             guard let path = pick(all), let other = pick(all), other != path, !(other + "/").hasPrefix(path + "/"),
                 !(path + "/").hasPrefix(other + "/")
             else { return nil }
@@ -133,7 +143,7 @@ public struct OperationSource {
                 below(65_536), 1 + below(32_768), 1 + UInt64(below(1 << 30))
             )
         default:
-            guard let path = pick(places.files + places.links) else { return nil }
+            guard let path = pick(places.files + places.links + places.nodes) else { return nil }
             operation = FileOperation(kind, path)
         }
         return operation
@@ -168,12 +178,16 @@ public struct OperationSource {
     }
 
     private mutating func drawAttributes(_ kind: FileOperation.Kind, _ places: Places) -> FileOperation? {
-        let all = places.files + places.directories.dropFirst()
+        var all = places.files + places.directories.dropFirst()
+        if kind == .mode || kind == .owner || kind == .times { all += places.nodes }
         guard let path = kind == .syncDirectory ? pick(places.directories) : pick(all) else { return nil }
         var operation = FileOperation(kind, path)
         switch kind {
         case .mode:
-            let modes = places.files.contains(path) ? OperationSource.fileModes : OperationSource.directoryModes
+            let modes =
+                places.files.contains(path)
+                ? OperationSource.fileModes
+                : places.nodes.contains(path) ? OperationSource.nodeModes : OperationSource.directoryModes
             operation.value = modes[below(modes.count)]
         case .owner: (operation.value, operation.length) = (below(3) * 1000, below(3) * 1000)
         case .times: (operation.value, operation.length) = (1_000_000_000 + below(1_000_000_000), below(1_000_000_000))
