@@ -45,6 +45,10 @@ final class Inode {
     var isLocal = false
     /// The plain tree keeps it for open handles.
     var isHeld = false
+    /// It has no handle and waits for one (`LateOpens`).
+    var isKept = false
+    /// The kernel knows it no more; noted of removed ones only.
+    var isForgotten = false
     /// Everything below is allocated, so overwriting there needs no further space.
     var denseBytes: UInt64 = 0
     /// It may have file capabilities (`security.capability`), which a write removes.

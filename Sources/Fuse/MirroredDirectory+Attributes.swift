@@ -98,7 +98,10 @@ extension MirroredDirectory {
 
     // MARK: Requests
 
-    func lookUp(_ unique: UInt64, _ parent: FileID, _ name: FileName) {
+    func lookUp(_ request: FuseRequest, _ name: FileName) {
+        let unique = request.unique
+        let parent = request.node
+        let isRepeated = late.expects(request.pid)
         guard name.count <= RecordLimits.nameBytes else { return answer(unique, errno: ENAMETOOLONG) }
         // Names are stable while somebody looks; a change of them is answered, and unlocks, when it is applied.
         let lock = FileLocks.Request(exclusive: [], shared: [parent])
@@ -108,6 +111,7 @@ extension MirroredDirectory {
                 try tree.lookup(parent: parent, name: name)
             } then: { [weak self] result in
                 guard let self else { return }
+                if isRepeated { foundLate(request.pid) }
                 unlock(lock)
                 whenServing { [self] in
                     switch result {

@@ -16,14 +16,28 @@ enum FileHandleBits {
 extension MirroredDirectory {
     // MARK: Open and release
 
-    func open(_ unique: UInt64, _ file: FileID, _ flags: UInt32) {
-        withInode(unique, file) { [self] inode in
-            guard inode.isRegular else { return answer(unique, errno: inode.isDirectory ? EISDIR : ENXIO) }
-            // Its removal is logged and nothing keeps it: this open comes after it.
-            guard !inode.isRemoved || inode.isHeld else { return answer(unique, errno: ENOENT) }
-            let (handle, openFlags) = opened(inode, flags)
-            answer(unique, FuseReply.opened(handle: handle, flags: openFlags))
+    func open(_ request: FuseRequest, _ flags: UInt32) {
+        let unique = request.unique
+        load(request.node) { [self] result in
+            switch result {
+            case .success(let inode) where state == .serving:
+                guard inode.isRegular else { return answer(unique, errno: inode.isDirectory ? EISDIR : ENXIO) }
+                // Its removal is logged and nothing keeps it: this open comes after it.
+                guard !inode.isRemoved || inode.isHeld else { return answerLate(request) }
+                let (handle, openFlags) = opened(inode, flags)
+                came(request.pid)
+                answer(unique, FuseReply.opened(handle: handle, flags: openFlags))
+            case .success: whenServing { [self] in open(request, flags) }
+            case .failure(let error) where error.code == ESTALE: answerLate(request)
+            case .failure(let error): answer(unique, errno: error.code)
+            }
         }
+    }
+
+    /// The file has gone since the kernel looked: it looks again and opens what is there now.
+    private func answerLate(_ request: FuseRequest) {
+        cameLate(request.pid)
+        answer(request.unique, errno: ESTALE)
     }
 
     /// Counts a handle and decides how the kernel treats it.
@@ -60,8 +74,10 @@ extension MirroredDirectory {
     }
 
     /// The last handle of a removed file is gone, or its removal is applied and nobody has it open.
-    func dropRemoved(_ inode: Inode) {
+    /// - Parameter isWanted: it stays if somebody is expected who may be about to open it.
+    func dropRemoved(_ inode: Inode, isWanted: Bool = true) {
         guard inode.isLocal, inode.handles == 0, inodes[inode.file] === inode else { return }
+        if isWanted, inode.isHeld, late.isExpecting { return keepForLateOpen(inode) }
         inodes.remove(inode)
         guard inode.isHeld else { return }
         inode.isHeld = false

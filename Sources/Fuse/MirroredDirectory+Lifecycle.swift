@@ -49,6 +49,7 @@ extension MirroredDirectory {
         heldWork = []
         heldBytes = 0
         waitingForRoom = []
+        late = LateOpens()
         loading = [:]
         if let errno { for unique in open { connection?.answer(unique, errno: errno) } }
     }

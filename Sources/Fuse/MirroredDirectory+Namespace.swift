@@ -329,10 +329,10 @@ extension MirroredDirectory {
         }
     }
 
-    /// Makes the plain tree keep a file whose last name goes. BEFORE the removal is logged: once it is, it may be applied
+    /// Makes the plain tree keep a file whose last name goes, if it is open or may be about to be. BEFORE the removal is logged: once it is, it may be applied
     /// at any moment.
     private func holdIfOpen(_ inode: Inode) {
-        guard inode.handles > 0, !inode.isHeld else { return }
+        guard inode.handles > 0 || inode.isRegular && late.isExpecting, !inode.isHeld else { return }
         inode.isHeld = true
         tree.hold(inode.file)
     }

@@ -49,6 +49,8 @@ public final class MirroredDirectory {
         public var readsAtOnce: UInt64 = 0
         public var readsByWorker: UInt64 = 0
         public var readsDelayed: UInt64 = 0
+        /// Opens of a file that was gone by then: the kernel tried once more.
+        public var opensLate: UInt64 = 0
         /// Requests that could not be decoded.
         public var refused: UInt64 = 0
         /// Inodes in memory.
@@ -75,6 +77,9 @@ public final class MirroredDirectory {
     var inodes = InodeTable()
     var locks = FileLocks()
     var tally = Counters()
+    /// Programs whose open came too late, and files kept for them.
+    var late = LateOpens()
+    var isGivingUpLater = false
 
     /// Requests to be answered by the data thread. A read that a worker answers is not among them.
     var outstanding: Set<UInt64> = []
@@ -265,6 +270,7 @@ extension MirroredDirectory: FuseRequestHandler {
             return release(request.node, handle)
         default: break
         }
+        if late.isExpecting { noteStep(of: request) }
         if state == .serving, !log.mayServe { freeze() }
         switch state {
         case .serving:
@@ -341,13 +347,13 @@ extension MirroredDirectory: FuseRequestHandler {
         let unique = request.unique
         let node = request.node
         switch request.operation {
-        case .lookup(let name): lookUp(unique, node, name)
+        case .lookup(let name): lookUp(request, name)
         case .getAttributes: getAttributes(unique, node)
         case .setAttributes(let change): setAttributes(request, change)
         case .readLink: readLink(unique, node)
         case .symlink, .makeNode, .makeDirectory, .unlink, .removeDirectory, .rename, .link, .create:
             changeNamespace(request)
-        case .open(let flags): open(unique, node, flags)
+        case .open(let flags): open(request, flags)
         case .read(let offset, let size): read(unique, node, offset, Int(size))
         case .statistics: statistics(unique)
         case .sync, .syncDirectory: sync(unique, node)
