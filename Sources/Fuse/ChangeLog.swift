@@ -47,6 +47,10 @@ public protocol ChangeLog: AnyObject {
     /// `bytes`: what the plain files may grow by in the worst case; 0 for a change that needs no space worth naming.
     /// `files`: how many it makes. Asked right before the change is logged.
     func spaceFor(bytes: Int, files: Int) -> Int32?
+    /// As `spaceFor`, of a change that stays on this node and has no record: of a file that is open and has no name.
+    func localSpaceFor(bytes: Int) -> Int32?
+    /// A change that `localSpaceFor` granted was made, or failed, or will not be made.
+    func localDone(bytes: Int)
 }
 
 extension ChangeLog {

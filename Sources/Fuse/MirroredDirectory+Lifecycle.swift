@@ -50,6 +50,7 @@ extension MirroredDirectory {
         heldBytes = 0
         waitingForRoom = []
         late = LateOpens()
+        abandonLocalChanges()
         loading = [:]
         if let errno { for unique in open { connection?.answer(unique, errno: errno) } }
     }

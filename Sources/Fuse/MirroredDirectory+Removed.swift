@@ -35,24 +35,68 @@ extension MirroredDirectory {
         }
     }
 
+    /// Changes of removed files at work at once: with more, these alone could occupy every worker, and everybody's reads
+    /// and lookups would wait for them.
+    static let localChangesMax = 2
+
+    /// A change of a removed file that waits for its turn.
+    struct LocalChange {
+        /// As granted by `ChangeLog.localSpaceFor`.
+        var bytes: Int
+        var run: () -> Void
+    }
+
+    /// Changes the plain file of a removed one, when fewer than `localChangesMax` others do.
+    ///
+    /// - Parameters:
+    ///   - bytes: by which it may grow.
+    ///   - ended: called whatever came of it, before the answer. Not when this node steps down first.
     private func changeLocally(
-        _ unique: UInt64, _ inode: Inode, _ call: @escaping @Sendable (Int32) -> Int32,
-        _ then: @escaping () -> Void
+        _ unique: UInt64, _ inode: Inode, bytes: Int, _ call: @escaping @Sendable (Int32) -> Int32,
+        ended: @escaping () -> Void = {}, _ then: @escaping () -> Void
     ) {
-        guard inode.isHeld else { return answer(unique, errno: ESTALE) }
+        var errno = inode.isHeld ? nil : ESTALE
+        if errno == nil, bytes > 0 { errno = log.localSpaceFor(bytes: bytes) }
+        if let errno {
+            ended()
+            return answer(unique, errno: errno)
+        }
         let file = inode.file
         let regular = inode.isRegular
-        work { tree throws(TreeError) in
-            try tree.withDescriptor(of: file, writable: regular) { descriptor throws(TreeError) in
-                let result = call(descriptor)
-                guard result >= 0 else { throw TreeError("change the removed", "file \(file)", code: -result) }
-            }
-        } then: { [weak self] result in
-            switch result {
-            case .success: then()
-            case .failure(let error): self?.answer(unique, errno: error.code)
+        let change = LocalChange(bytes: bytes) { [self] in
+            let log = log
+            work { tree throws(TreeError) in
+                try tree.withDescriptor(of: file, writable: regular) { descriptor throws(TreeError) in
+                    let result = call(descriptor)
+                    guard result >= 0 else { throw TreeError("change the removed", "file \(file)", code: -result) }
+                }
+            } then: { [weak self] result in
+                log.localDone(bytes: bytes)
+                guard let self else { return }
+                localChangesRunning -= 1
+                ended()
+                switch result {
+                case .success: then()
+                case .failure(let error): answer(unique, errno: error.code)
+                }
+                runLocalChanges()
             }
         }
+        localChanges.append(change)
+        runLocalChanges()
+    }
+
+    private func runLocalChanges() {
+        while localChangesRunning < MirroredDirectory.localChangesMax, !localChanges.isEmpty {
+            localChangesRunning += 1
+            localChanges.removeFirst().run()
+        }
+    }
+
+    /// Those that have not begun; nobody waits for them any more.
+    func abandonLocalChanges() {
+        for change in localChanges { log.localDone(bytes: change.bytes) }
+        localChanges = []
     }
 
     func writeLocally(_ unique: UInt64, _ write: FuseWrite, _ payload: [UInt8], _ inode: Inode) {
@@ -61,7 +105,7 @@ extension MirroredDirectory {
             payloadUsed(payload)
             return answer(unique, errno: EFBIG)
         }
-        changeLocally(unique, inode) { descriptor in
+        changeLocally(unique, inode, bytes: end <= inode.denseBytes ? 0 : payload.count) { descriptor in
             var done = 0
             while done < payload.count {
                 let count = unsafe payload.withUnsafeBytes {
@@ -73,25 +117,31 @@ extension MirroredDirectory {
                 done += count
             }
             return 0
+        } ended: { [self] in
+            // Not before: until then the bytes are here.
+            payloadUsed(payload)
         } _: { [self] in
+            if write.offset <= inode.denseBytes, end > inode.denseBytes { inode.denseBytes = end }
             inode.size = max(inode.size, end)
             inode.addBlocks(UInt64(payload.count))
             inode.mtime = log.wallClock()
             inode.ctime = inode.mtime
             answerWritten(unique, payload.count)
         }
-        payloadUsed(payload)
     }
 
     func setLocally(_ unique: UInt64, _ change: FuseAttributeChange, _ inode: Inode) {
         let now = log.wallClock()
         let (mask, attributes) = resolve(change, inode, now: now)
-        changeLocally(unique, inode) { descriptor in
+        changeLocally(unique, inode, bytes: 0) { descriptor in
             if mask.contains(.size), ftruncate(descriptor, off_t(attributes.size)) < 0 { return -errno }
             return 0
         } _: { [self] in
             // Mode, owner and times of a file without a name are seen through its handles only: memory is enough.
-            if mask.contains(.size) { inode.size = attributes.size }
+            if mask.contains(.size) {
+                inode.size = attributes.size
+                inode.denseBytes = min(inode.denseBytes, attributes.size)
+            }
             inode.mode = attributes.mode
             inode.uid = attributes.uid
             inode.gid = attributes.gid
@@ -103,7 +153,9 @@ extension MirroredDirectory {
     }
 
     func allocateLocally(_ unique: UInt64, _ inode: Inode, mode: UInt32, offset: UInt64, length: UInt64) {
-        changeLocally(unique, inode) { descriptor in
+        let isPunched = mode & LinuxFlags.allocatePunchHole != 0
+        let growth = isPunched ? 0 : Int(clamping: inode.growth(offset, offset + length))
+        changeLocally(unique, inode, bytes: growth) { descriptor in
             clinux_fallocate(descriptor, Int32(mode), offset, length)
         } _: { [self] in
             allocatedInMemory(inode, mode: mode, offset: offset, end: offset + length, now: log.wallClock())

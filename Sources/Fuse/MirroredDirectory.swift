@@ -90,6 +90,9 @@ public final class MirroredDirectory {
     var loading: [FileID: [(Result<Inode, FuseErrno>) -> Void]] = [:]
     /// WRITEs with a saved payload that wait for room in the log.
     var waitingForRoom: [() -> Void] = []
+    /// Changes of removed files: those that wait, and how many are at work.
+    var localChanges: [LocalChange] = []
+    var localChangesRunning = 0
     /// Repaired files of which the kernel shall forget what it has cached, and whether it is being told of one.
     var toInvalidate: [FileID] = []
     var isInvalidating = false

@@ -21,11 +21,12 @@ extension DataPlane {
         let tree = tree
         let handle = reactor.handle
         let seq = log.applied
+        let ended = log.space.localEnded
         let bound = ThreadBound({ [self] (room: DiskRoom?) in
             isAskingForSpace = false
             guard let room else { return }
             seenRoom = room
-            setRoom(fullAt == nil ? room : DiskRoom(bytes: 0, files: 0, seq: seq))
+            setRoom(fullAt == nil ? room : DiskRoom(bytes: 0, files: 0, seq: seq), localEnded: ended)
         })
         workers.submit {
             let found = try? tree.statistics()
@@ -37,8 +38,8 @@ extension DataPlane {
         }
     }
 
-    private func setRoom(_ room: DiskRoom) {
-        log.space.setOwn(room)
+    private func setRoom(_ room: DiskRoom, localEnded: Int64? = nil) {
+        log.space.setOwn(room, localEnded: localEnded)
         link.room = room
     }
 

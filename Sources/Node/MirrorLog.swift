@@ -617,6 +617,12 @@ extension MirrorLog: ChangeLog {
         let growth = SpaceLedger.Amount(bytes: Int64(bytes), files: Int64(files))
         return space.grant(growth, for: lastSeq.next, reserve: kept) ? nil : ENOSPC
     }
+
+    func localSpaceFor(bytes: Int) -> Int32? {
+        space.grantLocal(bytes: Int64(bytes), reserve: MirrorLog.reservedSpaceBytes) ? nil : ENOSPC
+    }
+
+    func localDone(bytes: Int) { space.localEnded += Int64(bytes) }
 }
 
 /// Why a node can no longer take part as it did.

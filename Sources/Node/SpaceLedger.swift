@@ -8,6 +8,7 @@ import Format
 /// ```
 ///  usable room of a node = free when it was looked at
 ///                        - granted behind the last record that was in its files then
+///                        - granted to files without a name (this node's alone) and not ended then
 ///                        - reserve
 /// ```
 ///
@@ -25,6 +26,8 @@ struct SpaceLedger {
         var room: DiskRoom
         /// Granted, of everything that was in the files when they were looked at.
         var counted: Amount
+        /// The same of files without a name; of this node only.
+        var countedLocal: Int64 = 0
     }
 
     private struct Entry {
@@ -47,6 +50,11 @@ struct SpaceLedger {
     /// Granted for the records before the first entry.
     private var forgotten = Amount()
 
+    /// Bytes granted to files that are open here and have no name, since the beginning, and how many of them are in the
+    /// files or will never be.
+    private var localGranted: Int64 = 0
+    var localEnded: Int64 = 0
+
     /// As it was looked at last.
     var peerRoom: DiskRoom? { peer?.room }
 
@@ -60,9 +68,11 @@ struct SpaceLedger {
         peer?.counted = Amount()
     }
 
-    mutating func setOwn(_ room: DiskRoom) {
-        if room == own?.room { return }
-        own = Node(room: room, counted: granted(through: room.seq))
+    /// - Parameter localEnded: as it was when the question was asked; nil when this is no new look.
+    mutating func setOwn(_ room: DiskRoom, localEnded: Int64? = nil) {
+        let local = localEnded ?? own?.countedLocal ?? 0
+        if room == own?.room, local == own?.countedLocal { return }
+        own = Node(room: room, counted: granted(through: room.seq), countedLocal: local)
         forget()
     }
 
@@ -79,9 +89,9 @@ struct SpaceLedger {
     ///   - seq: of the record that will need it.
     ///   - reserve: bytes that stay free.
     mutating func grant(_ growth: Amount, for seq: Seq, reserve: Int64) -> Bool {
-        guard let own, hasRoom(own, growth, reserve), peer.map({ hasRoom($0, growth, reserve) }) ?? true else {
-            return false
-        }
+        guard let own, hasRoom(own, growth, reserve, local: localGranted - own.countedLocal),
+            peer.map({ hasRoom($0, growth, reserve) }) ?? true
+        else { return false }
         guard growth != Amount() else { return true }
         granted.bytes += growth.bytes
         granted.files += growth.files
@@ -89,10 +99,19 @@ struct SpaceLedger {
         return true
     }
 
-    private func hasRoom(_ node: Node, _ growth: Amount, _ reserve: Int64) -> Bool {
+    /// Whether this node has room for more in its files without a name; if so it is theirs until they have ended.
+    mutating func grantLocal(bytes: Int64, reserve: Int64) -> Bool {
+        guard let own, hasRoom(own, Amount(bytes: bytes), reserve, local: localGranted - own.countedLocal) else {
+            return false
+        }
+        localGranted += bytes
+        return true
+    }
+
+    private func hasRoom(_ node: Node, _ growth: Amount, _ reserve: Int64, local: Int64 = 0) -> Bool {
         // What needs no space of its own asks only whether there is any: grants have left the reserve alone.
         let isGrowing = growth != Amount()
-        let bytes = Int64(clamping: node.room.bytes) - (isGrowing ? granted.bytes - node.counted.bytes : 0)
+        let bytes = Int64(clamping: node.room.bytes) - (isGrowing ? granted.bytes - node.counted.bytes + local : 0)
         let files = Int64(clamping: node.room.files) - (granted.files - node.counted.files)
         return bytes - reserve >= growth.bytes && (growth.files == 0 || files >= growth.files)
     }

@@ -154,6 +154,16 @@ final class LocalLog: ChangeLog {
         lastReckoned = bytes
         return bytes > 0 ? spaceError : nil
     }
+    /// Bytes granted to files without a name, and not ended.
+    private(set) var localBytes = 0
+    private(set) var localBytesMost = 0
+    func localSpaceFor(bytes: Int) -> Int32? {
+        guard spaceError == nil else { return spaceError }
+        localBytes += bytes
+        localBytesMost = max(localBytesMost, localBytes)
+        return nil
+    }
+    func localDone(bytes: Int) { localBytes -= bytes }
 }
 
 /// A mirrored directory on one node, mounted below /tmp, with a plain directory beside it.
@@ -165,7 +175,7 @@ final class Mounted: @unchecked Sendable {
     var backing: String { root + "/backing" }
     var plain: String { root + "/plain" }
     private(set) var thread: ReactorThread!
-    private let pool: WorkerPool
+    let pool: WorkerPool
     private let applyPool: WorkerPool
     private var directory: MirroredDirectory!
     private var log: LocalLog!

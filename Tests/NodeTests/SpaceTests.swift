@@ -21,6 +21,9 @@ private final class Books {
         ledger.grant(
             SpaceLedger.Amount(bytes: mebibytes * mebibyte, files: files), for: seq(number), reserve: 64 * mebibyte)
     }
+    func takeLocally(_ mebibytes: Int64) -> Bool {
+        ledger.grantLocal(bytes: mebibytes * mebibyte, reserve: 64 * mebibyte)
+    }
     /// What needs no space.
     func overwrite(for number: Int) -> Bool {
         ledger.grant(SpaceLedger.Amount(), for: seq(number), reserve: mebibyte)
@@ -68,6 +71,31 @@ private final class Books {
         #expect(DiskRoom(bytes: 1, files: 100_000, filesFree: 1100, seq: .zero).files == 100)
         #expect(DiskRoom(bytes: 1, files: 2000, filesFree: 300, seq: .zero).files == 50)
         #expect(DiskRoom(bytes: 1, files: 2000, filesFree: 30, seq: .zero).files == 0)
+    }
+
+    /// Files without a name are this node's alone and in no record.
+    @Test func failure23WhatGrowsWithoutARecordIsReckonedUntilALookHasSeenIt() {
+        let books = Books()
+        #expect(!books.takeLocally(1))
+        books.ledger.setOwn(room(1000, at: 0))
+        books.ledger.setPeer(room(65, at: 0))
+        #expect(books.takeLocally(500))
+        #expect(books.take(1, for: 1))
+        books.ledger.setPeer(nil)
+        // 1000 less 64 that stay, less 501.
+        #expect(!books.takeLocally(436))
+        #expect(!books.take(436, for: 2))
+        // It has ended, and this look was asked for before.
+        let before = books.ledger.localEnded
+        books.ledger.localEnded += 500 * mebibyte
+        books.ledger.setOwn(room(600, at: 0), localEnded: before)
+        #expect(!books.takeLocally(36))
+        // What a record says of the room is no new look.
+        books.ledger.setOwn(room(599, at: 1))
+        #expect(!books.takeLocally(36))
+        books.ledger.setOwn(room(499, at: 1), localEnded: books.ledger.localEnded)
+        #expect(books.takeLocally(435))
+        #expect(!books.takeLocally(1))
     }
 
     /// Overwriting needs no space, and grants that wait for their record do not stop it.
