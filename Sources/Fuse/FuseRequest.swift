@@ -17,8 +17,8 @@ public struct FuseRequest: Sendable, Hashable {
 public enum FuseOperation: Sendable, Hashable {
     case initialize(major: UInt32, minor: UInt32, maxReadahead: UInt32, features: UInt64)
     case lookup(name: FileName)
-    /// FORGET and BATCH_FORGET: no answer, and nothing to forget, because node ids mean something without memory.
-    case forget
+    /// FORGET and BATCH_FORGET: no answer. Only for files that are gone it means anything: node ids need no memory here.
+    case forget(files: [FileID])
     case getAttributes
     case setAttributes(FuseAttributeChange)
     case readLink
@@ -123,6 +123,8 @@ extension FuseRequest {
         do throws(DecodingError) {
             if opcode == .write {
                 operation = .write(try unsafe decodeWrite(head, payload: rest.count))
+            } else if opcode == .forget {
+                operation = .forget(files: [FileID(rawValue: node)])
             } else {
                 var bytes = unsafe Array(head[FuseProtocol.requestHeaderBytes...])
                 unsafe bytes.append(contentsOf: rest)
@@ -166,7 +168,7 @@ extension FuseRequest {
         switch opcode {
         case .initialize: try decodeInit(&reader)
         case .lookup: .lookup(name: try reader.getLookupName())
-        case .forget, .batchForget: .forget
+        case .forget, .batchForget: try decodeBatchForget(&reader)
         case .getattr: .getAttributes
         case .setattr: .setAttributes(try FuseAttributeChange(&reader))
         case .readlink: .readLink
@@ -205,6 +207,22 @@ extension FuseRequest {
             features |= UInt64(try reader.get(UInt32.self, "further features")) << 32
         }
         return .initialize(major: major, minor: minor, maxReadahead: readahead, features: features)
+    }
+
+    /// FORGET is about the node of its header.
+    private static func decodeBatchForget(_ reader: inout ByteReader) throws(DecodingError) -> FuseOperation {
+        let count = Int(try reader.get(UInt32.self, "count"))
+        try reader.skip(4)
+        guard count * 16 == reader.remaining else {
+            throw DecodingError("\(count) files to forget in \(reader.remaining) bytes", at: reader.offset)
+        }
+        var files: [FileID] = []
+        files.reserveCapacity(count)
+        for _ in 0..<count {
+            files.append(FileID(rawValue: try reader.get(UInt64.self, "node")))
+            try reader.skip(8)
+        }
+        return .forget(files: files)
     }
 
     private static func decodeNamespace(

@@ -10,6 +10,8 @@ protocol FuseRequestHandler: AnyObject {
     func payloadPlace() -> UnsafeMutableRawBufferPointer?
     /// The payload of a WRITE lies at the start of `place`, and only for the duration of the call.
     func handle(_ request: FuseRequest, place: UnsafeMutableRawBufferPointer)
+    /// The kernel knows these files no more.
+    func forgotten(_ files: [FileID])
     /// A request that was not understood: answered already.
     func refused(_ error: FuseRequestError)
     /// The kernel has given the connection up (unmounted or aborted).
@@ -128,7 +130,7 @@ final class FuseSession {
             switch request.operation {
             case .initialize(let major, let minor, let readahead, let features):
                 negotiate(request.unique, major, minor, readahead, FuseFeatures(rawValue: features))
-            case .forget: break
+            case .forget(let files): handler.forgotten(files)
             case .destroy: connection.answer(request.unique, errno: 0)
             default: unsafe handler.handle(request, place: place)
             }

@@ -191,6 +191,8 @@ struct InodeTable {
     private(set) var droppedSeq = Seq.zero
 
     var count: Int { inodes.count }
+    /// Entries of the queue, for tests.
+    var queued: Int { queue.count }
     var all: Dictionary<FileID, Inode>.Values { inodes.values }
     /// Whether records are known that are not applied.
     var hasUnapplied: Bool { unappliedHead < unapplied.count }
@@ -207,6 +209,22 @@ struct InodeTable {
         precondition(inodes.updateValue(inode, forKey: inode.file) == nil, "inode \(inode.file) is there twice")
         queue.append(inode.file)
         if inodes.count > InodeTable.idleMax { dropSome() }
+        if queue.count > 2 * inodes.count + InodeTable.deadMin { compactQueue() }
+    }
+
+    /// Files that were removed leave their entries behind: these go when they outnumber the others.
+    private mutating func compactQueue() {
+        queue = queue[queueHead...].filter { inodes[$0] != nil }
+        queueHead = 0
+    }
+
+    /// Dead entries of a queue that are left alone.
+    private static let deadMin = 4096
+
+    /// The kernel knows a file no more: of a removed one nobody can ask for attributes.
+    mutating func forgotten(_ file: FileID) {
+        guard let inode = inodes[file], inode.isRemoved else { return }
+        inode.isForgotten = true
     }
 
     mutating func remove(_ inode: Inode) {
@@ -249,7 +267,8 @@ struct InodeTable {
             unappliedHead += 1
             rest -= 1
         }
-        if unappliedHead > 1024 || unappliedHead == unapplied.count {
+        // Emptied when its dead half has grown: constant work for each inode.
+        if unappliedHead == unapplied.count || unappliedHead > 1024 && unappliedHead > unapplied.count / 2 {
             unapplied.removeFirst(unappliedHead)
             unappliedHead = 0
         }
@@ -271,7 +290,7 @@ struct InodeTable {
                 remove(inode)
             }
         }
-        if queueHead > 4096 {
+        if queueHead > InodeTable.deadMin, queueHead > queue.count / 2 {
             queue.removeFirst(queueHead)
             queueHead = 0
         }

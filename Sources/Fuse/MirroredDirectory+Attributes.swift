@@ -157,6 +157,9 @@ extension MirroredDirectory {
     }
 
     func getAttributes(_ unique: UInt64, _ file: FileID) {
+        if let last = gone[file] {
+            return answer(unique, FuseReply.attributes(last, seconds: MirroredDirectory.cacheSeconds))
+        }
         load(file) { [self] result in
             switch result {
             case .success(let inode): answerAttributes(unique, inode)

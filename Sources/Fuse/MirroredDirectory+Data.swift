@@ -79,6 +79,7 @@ extension MirroredDirectory {
         guard inode.isLocal, inode.handles == 0, inodes[inode.file] === inode else { return }
         if isWanted, inode.isHeld, late.isExpecting { return keepForLateOpen(inode) }
         inodes.remove(inode)
+        if !inode.isForgotten { gone.insert(FuseAttributes(inode)) }
         guard inode.isHeld else { return }
         inode.isHeld = false
         let file = inode.file

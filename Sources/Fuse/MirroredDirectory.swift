@@ -75,6 +75,7 @@ public final class MirroredDirectory {
     var session: FuseSession?
     var connection: FuseConnection?
     var inodes = InodeTable()
+    var gone = GoneFiles()
     var locks = FileLocks()
     var tally = Counters()
     /// Programs whose open came too late, and files kept for them.
@@ -260,6 +261,13 @@ extension MirroredDirectory: FuseRequestHandler {
     }
 
     func refused(_ error: FuseRequestError) { tally.refused += 1 }
+
+    func forgotten(_ files: [FileID]) {
+        for file in files {
+            gone.forget(file)
+            inodes.forgotten(file)
+        }
+    }
 
     func handle(_ request: FuseRequest, place: UnsafeMutableRawBufferPointer) {
         switch request.operation {

@@ -57,10 +57,22 @@ private func request(_ opcode: UInt32, _ body: [UInt8]) -> [UInt8] {
                 == .rename(name: bytes("a"), newParent: FileID(rawValue: 9), newName: bytes("b"), flags: 0))
     }
 
+    @Test func whatTheKernelForgetsIsNamed() throws {
+        #expect(try decode(request(2, [3, 0, 0, 0, 0, 0, 0, 0])).operation == .forget(files: [.root]))
+        var batch = ByteWriter()
+        batch.put(UInt32(2))
+        batch.put(UInt32(0))
+        for value: UInt64 in [8, 1, 9, 4] { batch.put(value) }
+        #expect(
+            try decode(request(42, batch.bytes)).operation
+                == .forget(files: [FileID(rawValue: 8), FileID(rawValue: 9)]))
+    }
+
     @Test(arguments: [
         request(1, bytes("no end")), request(1, [0]), request(1, bytes("a/b") + [0]), request(1, bytes("..") + [0]),
         request(16, [1, 2, 3]), request(15, [0]), request(12, [9, 0, 0, 0]), request(21, bytes("x")),
         request(1, [UInt8](repeating: 65, count: 2000) + [0]), request(999, []), [1, 2, 3], [],
+        request(42, [2, 0, 0, 0, 0, 0, 0, 0] + [UInt8](repeating: 1, count: 16)),
     ])
     func whatIsMalformedIsRefused(_ bytes: [UInt8]) {
         #expect(throws: FuseRequestError.self) { try decode(bytes) }

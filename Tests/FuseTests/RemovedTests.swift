@@ -91,6 +91,34 @@ extension MountedTests {
                 }
             }
         }
+
+        @Test func fstatNeverFailsWhateverIsOpen() throws {
+            try withMounted { mounted in
+                let path = mounted.path
+                #expect(errnoOf(mkfifo(path + "/pipe", 0o600)) == 0)
+                #expect(errnoOf(mknod(path + "/null", S_IFCHR | 0o666, 0x103)) == 0)
+                #expect(errnoOf(mkdir(path + "/directory", 0o755)) == 0)
+                put(path + "/file", [1, 2, 3])
+                #expect(errnoOf(symlink("away", path + "/link")) == 0)
+                let open = [
+                    open(path + "/pipe", O_RDWR), open(path + "/null", O_RDWR),
+                    open(path + "/directory", O_RDONLY | CLINUX_O_DIRECTORY), open(path + "/file", CLINUX_O_PATH),
+                    open(path + "/link", CLINUX_O_PATH | CLINUX_O_NOFOLLOW),
+                ]
+                #expect(open.allSatisfy { $0 >= 0 })
+                for name in ["pipe", "null", "file", "link"] { #expect(errnoOf(unlink(path + "/" + name)) == 0) }
+                #expect(errnoOf(rmdir(path + "/directory")) == 0)
+                mounted.settle()
+                for (fd, type) in zip(open, [S_IFIFO, S_IFCHR, S_IFDIR, S_IFREG, S_IFLNK]) {
+                    var seen = stat()
+                    #expect(errnoOf(fstat(fd, &seen)) == 0)
+                    #expect(seen.st_mode & S_IFMT == type && seen.st_nlink == 0)
+                    close(fd)
+                }
+                // And once the kernel knows them no more, neither do we.
+                #expect(eventually { mounted.onData { directory, _ in directory.gone.count } == 0 })
+            }
+        }
     }
 }
 
@@ -99,4 +127,56 @@ private final class Busy: Sendable {
     private let isOver = Atomic(false)
     func wait() { while !isOver.load(ordering: .acquiring) { usleep(1000) } }
     func end() { isOver.store(true, ordering: .releasing) }
+}
+
+@Suite struct RememberedFiles {
+    private func inode(_ number: UInt64) -> Inode {
+        Inode(
+            new: FileID(rawValue: number),
+            FileAttributes(mode: LinuxFlags.regular, uid: 0, gid: 0, rdev: 0, size: 0, atime: 0, mtime: 0), links: 1)
+    }
+
+    /// A program that makes and removes files for ever.
+    @Test func filesThatAreRemovedLeaveNothingBehindInTheTable() {
+        var table = InodeTable()
+        for number in 1...100 { table.insert(inode(UInt64(number))) }
+        for number in 1000..<200_000 {
+            let file = inode(UInt64(number))
+            table.insert(file)
+            table.remove(file)
+        }
+        #expect(table.count == 100)
+        #expect(table.queued < 10_000)
+    }
+
+    @Test func whatIsUsedStaysAndTheRestIsDroppedOldestFirst() {
+        var table = InodeTable()
+        let most = InodeTable.idleMax
+        for number in 1...(most + 20_000) {
+            let file = inode(UInt64(number))
+            file.isRecent = false
+            if number <= 10 { file.cachedHandles = 1 }
+            table.insert(file)
+            if number % 3 == 0 { table.remove(file) }
+        }
+        #expect(table.count <= most)
+        #expect((1...10).allSatisfy { $0 % 3 == 0 || table[FileID(rawValue: UInt64($0))] != nil })
+        #expect(table[FileID(rawValue: UInt64(most + 20_000))] != nil)
+        #expect(table.queued <= 2 * table.count + 4096)
+    }
+
+    @Test func attributesOfGoneFilesAreKeptUpToABound() {
+        var gone = GoneFiles()
+        let most = UInt64(GoneFiles.filesMax)
+        for number in 1...most + 5 { gone.insert(FuseAttributes(inode(number))) }
+        #expect(gone.count == Int(most))
+        #expect(gone[FileID(rawValue: 5)] == nil && gone[FileID(rawValue: 6)]?.file == FileID(rawValue: 6))
+        for number in 1...most + 5 { gone.forget(FileID(rawValue: number)) }
+        for number in most + 6...most + 100_000 {
+            gone.insert(FuseAttributes(inode(number)))
+            gone.forget(FileID(rawValue: number))
+        }
+        #expect(gone.count == 0)
+        #expect(gone.queued < 1000)
+    }
 }
