@@ -89,7 +89,8 @@ struct FuseFeatures: OptionSet, Sendable {
     ///
     /// - `asyncDirectIO`: without it libaio runs one request at a time.
     /// - `handleKillPrivV2`: without it the kernel asks for an xattr before every write. We clear the set-user-id bits.
-    /// - `directIOAllowMmap`: databases map files that they also write directly.
+    /// - `directIOAllowMmap`: databases map files that they also write directly. Linux 6.6; without it no file is opened
+    ///   past the page cache (`MirroredDirectory.opened`).
     /// - `explicitInvalidation`: nobody else changes the files, so a changed size or mtime never empties the cache.
     /// - `maxPages`: requests of 1 MiB.
     /// - `noOpendir`: reading a directory needs no memory here.
@@ -155,6 +156,7 @@ enum FuseNotification {
 /// Numbers that Glibc's module does not have.
 enum LinuxFlags {
     static let openWriteOnly: UInt32 = 0o1
+    static let openReadWrite: UInt32 = 0o2
     static let openAccessMode: UInt32 = 0o3
     static let openExclusive: UInt32 = 0o200
     static let openTruncate: UInt32 = 0o1000

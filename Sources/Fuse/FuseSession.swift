@@ -38,12 +38,15 @@ final class FuseSession {
     let mountPoint: String
     /// The kernel's minor version, 0 before INIT.
     private(set) var minor: UInt32 = 0
+    /// What the kernel offers and we want; empty before INIT.
+    private(set) var features: FuseFeatures = []
     private(set) var isEnded = false
     /// Requests read, in all.
     private(set) var requestCount: UInt64 = 0
 
     private let reactor: Reactor
     private let logger: Logger
+    private let wanted: FuseFeatures
     private weak var handler: (any FuseRequestHandler)?
     private let head: UnsafeMutableRawBufferPointer
     private var watch: Watch?
@@ -54,8 +57,10 @@ final class FuseSession {
 
     /// Opens a connection and mounts it.
     init(
-        reactor: Reactor, mountPoint: String, source: String, handler: any FuseRequestHandler, logger: Logger
+        reactor: Reactor, mountPoint: String, source: String, wanted: FuseFeatures, handler: any FuseRequestHandler,
+        logger: Logger
     ) throws(FuseMountError) {
+        self.wanted = wanted
         self.reactor = reactor
         self.mountPoint = mountPoint
         self.logger = logger
@@ -157,7 +162,8 @@ final class FuseSession {
         }
         initialised = true
         minor = kernelMinor
-        let agreed = features.intersection(.wanted)
+        let agreed = features.intersection(wanted)
+        self.features = agreed
         var out = ByteWriter(reserving: 64)
         out.put(FuseProtocol.major)
         out.put(min(FuseProtocol.minor, kernelMinor))

@@ -39,6 +39,8 @@ final class Inode {
     /// Open handles: through the page cache, and past it.
     var cachedHandles = 0
     var directHandles = 0
+    /// Of those, open for reading and writing: they may be mapped, and stored to without our knowing.
+    var mappableHandles = 0
     /// Its last name is gone from the log.
     var isRemoved = false
     /// ... and from the plain files of this node, committed: from here on its changes stay local.

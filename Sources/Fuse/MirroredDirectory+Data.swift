@@ -46,11 +46,16 @@ extension MirroredDirectory {
     /// time do not mix: the kernel drops cached pages before a direct write but not after it, so a page read in between
     /// would stay old. So the first open handle decides: while it is direct, later ones are direct as well; while it is
     /// cached, an O_DIRECT one takes the kernel's slower path, which drops pages before and after.
+    ///
+    /// A kernel that cannot map files which are open past the page cache (before 6.6) gets none: whoever opened one with
+    /// O_DIRECT would take mmap(MAP_SHARED) from all others. Every O_DIRECT handle takes the slower path there.
     func opened(_ inode: Inode, _ flags: UInt32) -> (handle: UInt64, openFlags: UInt32) {
-        let wantsDirect = flags & LinuxFlags.openDirect != 0
+        let canMapDirect = session?.features.contains(.directIOAllowMmap) ?? false
+        let wantsDirect = canMapDirect && flags & LinuxFlags.openDirect != 0
         let direct = inode.directHandles > 0 || wantsDirect && inode.cachedHandles == 0
         var handle = FileHandleBits.mark | UInt64(flags)
         var openFlags = FuseOpenFlags.noFlush
+        if flags & LinuxFlags.openAccessMode == LinuxFlags.openReadWrite { inode.mappableHandles += 1 }
         if direct {
             inode.directHandles += 1
             handle |= FileHandleBits.direct
@@ -69,6 +74,9 @@ extension MirroredDirectory {
             inode.directHandles = max(0, inode.directHandles - 1)
         } else {
             inode.cachedHandles = max(0, inode.cachedHandles - 1)
+        }
+        if handle & UInt64(LinuxFlags.openAccessMode) == LinuxFlags.openReadWrite {
+            inode.mappableHandles = max(0, inode.mappableHandles - 1)
         }
         if inode.handles == 0, inode.isRemoved { dropRemoved(inode) }
     }
@@ -280,12 +288,18 @@ extension MirroredDirectory {
     }
 
     /// SEEK_DATA and SEEK_HOLE, from the plain file once it has everything.
+    ///
+    /// The kernel asks without writing back what was stored through a mapping: a file that may be mapped for writing is
+    /// all data, or a copy of it would lack such stores. The kernel gives a handle back after its mappings are written.
     /// - Parameter waited: everything that was logged when the request came is applied; what came later is not waited for,
     ///   as with `read`.
     func seek(_ unique: UInt64, _ file: FileID, _ offset: UInt64, _ whence: UInt32, waited: Bool = false) {
         guard whence == 3 || whence == 4 else { return answer(unique, errno: EINVAL) }
         withInode(unique, file) { [self] inode in
             guard offset < inode.size else { return answer(unique, errno: ENXIO) }
+            guard inode.mappableHandles == 0 else {
+                return answer(unique, FuseReply.offset(whence == 4 ? inode.size : offset))
+            }
             let isDirty = inodes.isDirty(inode) && !inode.isLocal
             if isDirty, !waited {
                 let seq = inode.lastSeq

@@ -109,9 +109,19 @@ public final class MirroredDirectory {
     ///   - pool: for blocking calls; several threads.
     ///   - mountPoint: the directory the application uses. What is mounted there (the guard) is covered.
     ///   - name: the mirror's name, shown in mount tables.
-    public init(
+    public convenience init(
         reactor: Reactor, pool: WorkerPool, tree: PlainTree, log: any ChangeLog, mountPoint: String, name: String,
         limits: FileLimits, logger: Logger
+    ) throws(FuseMountError) {
+        try self.init(
+            reactor: reactor, pool: pool, tree: tree, log: log, mountPoint: mountPoint, name: name, limits: limits,
+            wanted: .wanted, logger: logger)
+    }
+
+    /// - Parameter wanted: of the kernel; less than all, and it behaves as an older one.
+    init(
+        reactor: Reactor, pool: WorkerPool, tree: PlainTree, log: any ChangeLog, mountPoint: String, name: String,
+        limits: FileLimits, wanted: FuseFeatures, logger: Logger
     ) throws(FuseMountError) {
         self.reactor = reactor
         self.pool = pool
@@ -122,7 +132,7 @@ public final class MirroredDirectory {
         self.logger = logger
         unsafe readBuffer = .allocate(byteCount: FuseLimits.transferBytes, alignment: Batch.pageBytes)
         let session = try FuseSession(
-            reactor: reactor, mountPoint: mountPoint, source: name, handler: self, logger: logger)
+            reactor: reactor, mountPoint: mountPoint, source: name, wanted: wanted, handler: self, logger: logger)
         self.session = session
         connection = session.connection
         log.onRoom = { [weak self] in self?.roomCame() }

@@ -84,6 +84,31 @@ extension MountedTests {
             }
         }
 
+        /// Linux before 6.6: files that are open past the page cache cannot be mapped there.
+        @Test func aDirectHandleTakesNobodysMappingWhereTheKernelCannotMapPastThePageCache() throws {
+            try withMounted(lacking: .directIOAllowMmap) { mounted in
+                let path = mounted.path + "/mapped"
+                #expect(put(path, [UInt8](repeating: 1, count: 8192)) == 0)
+                let direct = open(path, O_RDWR | CLINUX_O_DIRECT)
+                let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
+                defer { buffer.deallocate() }
+                #expect(pread(direct, buffer.baseAddress!, 4096, 4096) == 4096)
+                let fd = open(path, O_RDWR)
+                let mapped = mmap(nil, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)!
+                try #require(mapped != MAP_FAILED, "error \(errno)")
+                // Each sees what the other does.
+                #expect(mapped.load(fromByteOffset: 4096, as: UInt8.self) == 1)
+                memset(buffer.baseAddress!, 2, 4096)
+                #expect(pwrite(direct, buffer.baseAddress!, 4096, 4096) == 4096)
+                #expect(mapped.load(fromByteOffset: 4096, as: UInt8.self) == 2)
+                memset(mapped, 3, 1)
+                #expect(pread(direct, buffer.baseAddress!, 4096, 0) == 4096 && buffer[0] == 3)
+                munmap(mapped, 8192)
+                close(fd)
+                close(direct)
+            }
+        }
+
         @Test func appendsGoToTheEndWhoeverAppends() throws {
             try withMounted { mounted in
                 let path = mounted.path + "/log"

@@ -67,9 +67,8 @@ extension MountedTests {
             try withMounted { mounted in
                 let path = mounted.path + "/busy"
                 let bytes = 256 << 10
-                let fd = open(path, O_RDWR | O_CREAT, 0o644)
+                let fd = open(path, O_WRONLY | O_CREAT, 0o644)
                 #expect(ftruncate(fd, off_t(bytes)) == 0)
-                let mapped = mmap(nil, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)!
                 mounted.settle()
                 mounted.onData { _, log in log.holdsApply = true }
                 #expect(pwrite(fd, "early", 5, 0) == 5)
@@ -82,9 +81,16 @@ extension MountedTests {
                 }
                 #expect(!seeker.ends(within: 50))
                 // What is written back of a mapping passes by the kernel's lock of the file, which the seeker holds.
+                let mappable = open(path, O_RDWR)
+                let mapped = mmap(nil, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, mappable, 0)!
                 memset(mapped + 131_072, 7, 4096)
-                posix_fadvise(fd, 131_072, 4096, POSIX_FADV_DONTNEED)
+                posix_fadvise(mappable, 131_072, 4096, POSIX_FADV_DONTNEED)
                 #expect(eventually { mounted.onData { _, log in log.lastSeq } > early })
+                // As long as somebody might store more, everything would be data.
+                munmap(mapped, bytes)
+                close(mappable)
+                #expect(
+                    eventually { mounted.onData { at, _ in at.inodes.all.allSatisfy { $0.mappableHandles == 0 } } })
                 mounted.onData { _, log in
                     log.appliesThrough = early
                     log.holdsApply = false
@@ -96,8 +102,33 @@ extension MountedTests {
                     log.settle()
                 }
                 seeker.join()
-                munmap(mapped, bytes)
                 close(fd)
+            }
+        }
+
+        /// As cp and tar -S see it: what was stored through a mapping is in the file, though nobody has written it back.
+        @Test(arguments: [0, CLINUX_O_DIRECT])
+        func whatWasStoredThroughAMappingIsNoHole(flags: Int32) throws {
+            try withMounted { mounted in
+                let path = mounted.path + "/sparse"
+                let size = 1 << 30
+                let place = 512 << 20
+                let fd = open(path, O_RDWR | O_CREAT | flags, 0o644)
+                #expect(ftruncate(fd, off_t(size)) == 0)
+                let mapped = try #require(mmap(nil, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0))
+                try #require(mapped != MAP_FAILED)
+                mounted.settle()
+                memset(mapped + place, 7, 1)
+                let reader = open(path, O_RDONLY)
+                let data = lseek(reader, 0, CLINUX_SEEK_DATA)
+                #expect(data >= 0 && data <= off_t(place))
+                if data >= 0 { #expect(lseek(reader, data, CLINUX_SEEK_HOLE) > off_t(place)) }
+                // Nobody can store any more: what is a hole is one.
+                munmap(mapped, size)
+                close(fd)
+                #expect(eventually { lseek(reader, 0, CLINUX_SEEK_DATA) == off_t(place) })
+                #expect(lseek(reader, off_t(place), CLINUX_SEEK_HOLE) < off_t(size))
+                close(reader)
             }
         }
 

@@ -182,8 +182,10 @@ final class Mounted: @unchecked Sendable {
     private var tree: PlainTree!
     private let hasOwnDisk: Bool
 
-    /// - Parameter fileSystem: of the plain files, on a disk image of their own; nil: whatever /tmp is on.
-    init(on fileSystem: String? = nil, limits: FileLimits? = nil) throws {
+    /// - Parameters:
+    ///   - fileSystem: of the plain files, on a disk image of their own; nil: whatever /tmp is on.
+    ///   - lacking: what the kernel shall not have.
+    init(on fileSystem: String? = nil, limits: FileLimits? = nil, lacking: FuseFeatures = []) throws {
         Mounted.clearLeftovers()
         root = "/tmp/lockstep-fuse-\(getpid())-\(UInt32.random(in: 0...UInt32.max))"
         for name in ["", "/mirror", "/backing", "/plain", "/state"] { precondition(mkdir(root + name, 0o755) == 0) }
@@ -197,7 +199,7 @@ final class Mounted: @unchecked Sendable {
             log = LocalLog(tree: tree, pool: applyPool, reactor: reactor)
             directory = try MirroredDirectory(
                 reactor: reactor, pool: pool, tree: tree, log: log, mountPoint: path, name: "test",
-                limits: limits ?? tree.limits, logger: quiet)
+                limits: limits ?? tree.limits, wanted: FuseFeatures.wanted.subtracting(lacking), logger: quiet)
         }
     }
 
@@ -261,9 +263,10 @@ final class Mounted: @unchecked Sendable {
 }
 
 func withMounted(
-    on fileSystem: String? = nil, limits: FileLimits? = nil, _ body: (Mounted) throws -> Void
+    on fileSystem: String? = nil, limits: FileLimits? = nil, lacking: FuseFeatures = [],
+    _ body: (Mounted) throws -> Void
 ) throws {
-    let mounted = try Mounted(on: fileSystem, limits: limits)
+    let mounted = try Mounted(on: fileSystem, limits: limits, lacking: lacking)
     defer { mounted.close() }
     try body(mounted)
 }
