@@ -213,7 +213,7 @@ public struct MachineCheck {
                     "\(mount.point) is mounted below it (\(mount.type)); all plain files must lie on one "
                         + "file system", "Unmount it, or move its files into the directory"))
         }
-        found += fileSystemFindings("backing", resolved)
+        found += fileSystemFindings("backing", resolved) + quotaFindings(resolved)
         let attributes = clinux_probe_trusted_attributes(resolved)
         if attributes <= 0 {
             found.append(
@@ -238,6 +238,18 @@ public struct MachineCheck {
                     "Make the directory above it root's alone (its own mode is that of path): chmod 700 \(parent)"))
         }
         return found
+    }
+
+    /// ext4 asks nobody who is root. XFS does: what was granted to the application and acknowledged could not be applied.
+    private func quotaFindings(_ directory: String) -> [Finding] {
+        guard let mount = mounts.containing(directory), let quota = mount.enforcedQuotas.first else { return [] }
+        return [
+            finding(
+                .error, "backing",
+                "\(mount.point) has enforced XFS quotas (\(quota)): a user who is over his quota would stop both rooms",
+                "Turn enforcement off (xfs_quota -x -c 'disable -ugp' \(mount.point)) and mount it with uqnoenforce, "
+                    + "gqnoenforce or pqnoenforce, which still count")
+        ]
     }
 
     /// The file system that holds an existing, resolved directory.

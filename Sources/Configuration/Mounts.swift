@@ -9,7 +9,12 @@ struct Mounts {
         var isReadOnly: Bool
         /// The device, or whatever name the one who mounted it gave.
         var source = ""
+        /// Quotas that XFS holds everybody to, root too, as the mount options that say so.
+        var enforcedQuotas: [String] = []
     }
+    private static let quotaOptions: Set<Substring> = [
+        "quota", "usrquota", "uquota", "grpquota", "gquota", "prjquota", "pquota",
+    ]
     /// In the order in which they were mounted: of two on one point, the later hides the earlier.
     let all: [Mount]
 
@@ -20,9 +25,11 @@ struct Mounts {
             let fields = line.split(separator: " ")
             guard let dash = fields.firstIndex(of: "-"), dash >= 6, dash + 3 < fields.count else { return nil }
             let options = fields[5].split(separator: ",") + fields[dash + 3].split(separator: ",")
+            let quotas = fields[dash + 1] == "xfs" ? options.filter(Self.quotaOptions.contains) : []
             return Mount(
                 point: Self.unescaped(fields[4]), type: String(fields[dash + 1]), isReadOnly: options.contains("ro"),
-                source: Self.unescaped(fields[dash + 2]))
+                source: Self.unescaped(fields[dash + 2]),
+                enforcedQuotas: quotas.map(String.init))
         }
     }
 

@@ -177,18 +177,36 @@ public final class PlainTree: Sendable {
         let result = unsafe System.withText([]) { text in
             unsafe clinux_name_to_handle(fd, text, CLINUX_AT_EMPTY_PATH, &handle, nil)
         }
-        let type = mountType(mount) ?? "unknown"
+        let found = mountedFileSystem(mount)
+        let type = found?.type ?? "unknown"
         guard ["ext4", "xfs", "btrfs"].contains(type) else {
             throw TreeError("use the file system '\(type)' of", path, code: EOPNOTSUPP, remedy: remedy)
         }
         guard result >= 0 else {
             throw TreeError("get file handles in", path, code: -result, remedy: remedy)
         }
+        try checkQuotas(of: type, found?.options ?? [], path: path)
         return type
     }
 
-    /// The type of a mounted file system; ext2 and ext4 have one magic number, so it comes from the mount table.
-    private static func mountType(_ mount: UInt64) -> String? {
+    /// ext4 does not ask root for quotas. XFS does: what was granted to the application could not be applied.
+    static func checkQuotas(of type: String, _ options: [Substring], path: String) throws(TreeError) {
+        guard type == "xfs", let quota = options.first(where: enforcedQuotas.contains) else { return }
+        throw TreeError(
+            "use the XFS file system with enforced quotas (\(quota)) of", path, code: EOPNOTSUPP,
+            remedy: "A user who is over his quota would stop both rooms. Turn enforcement off "
+                + "(xfs_quota -x -c 'disable -ugp' on its mount point) and mount it with uqnoenforce, gqnoenforce or "
+                + "pqnoenforce, which still count")
+    }
+
+    /// As XFS shows them; the variants that only count have other names.
+    private static let enforcedQuotas: Set<Substring> = [
+        "quota", "usrquota", "uquota", "grpquota", "gquota", "prjquota", "pquota",
+    ]
+
+    /// The type of a mounted file system, and its own options; ext2 and ext4 have one magic number, so it comes from the
+    /// mount table.
+    private static func mountedFileSystem(_ mount: UInt64) -> (type: String, options: [Substring])? {
         guard let fd = try? System.open("/proc/self/mountinfo", O_RDONLY) else { return nil }
         var text: [UInt8] = []
         var piece = [UInt8](repeating: 0, count: 65536)
@@ -204,7 +222,7 @@ public final class PlainTree: Sendable {
             guard fields.first == Substring(String(mount)), let dash = fields.firstIndex(of: "-"),
                 dash + 1 < fields.count
             else { continue }
-            return String(fields[dash + 1])
+            return (String(fields[dash + 1]), fields[(dash + 2)...].dropFirst().flatMap { $0.split(separator: ",") })
         }
         return nil
     }

@@ -134,6 +134,19 @@ func expect(
         expect(try site.findings(("\"lo\"", "\"eth77\"")), .error, "address[0].interface", "no interface eth77")
     }
 
+    /// Root is above quotas on ext4; on XFS it is not.
+    @Test func enforcedQuotasOfXFSAreFoundAndOthersAreNot() {
+        let mounts = Mounts(
+            text: """
+                21 1 8:1 / / rw,relatime - ext4 /dev/root rw,usrquota,grpquota
+                30 21 0:9 / /srv/held rw - xfs /dev/sdb rw,attr2,inode64,logbufs=8,logbsize=32k,usrquota,pqnoenforce
+                31 21 0:9 / /srv/counted rw - xfs /dev/sdc rw,inode64,uqnoenforce,gqnoenforce
+                32 21 0:9 / /srv/free rw - xfs /dev/sdd rw,inode64,noquota
+                """)
+        #expect(mounts.at("/srv/held")?.enforcedQuotas == ["usrquota"])
+        for point in ["/", "/srv/counted", "/srv/free"] { #expect(mounts.at(point)?.enforcedQuotas == []) }
+    }
+
     @Test func mountPointsWithBlanksAreUnderstood() {
         let mounts = Mounts(
             text: """
