@@ -55,7 +55,17 @@ extension PlainTree {
         let directory = FileDescriptor(owning: try System.check(raw, "open", "file \(file)"))
         let dots: FileName = [UInt8(ascii: "."), UInt8(ascii: ".")]
         let parent = try System.open(directory.rawValue, dots, O_RDONLY | CLINUX_O_DIRECTORY)
-        let path = try System.readLink(CLINUX_AT_FDCWD, Array("/proc/self/fd/\(directory.rawValue)".utf8))
+        let path: [UInt8]
+        do throws(TreeError) {
+            path = try System.readLink(CLINUX_AT_FDCWD, Array("/proc/self/fd/\(directory.rawValue)".utf8))
+        } catch {
+            // The kernel tells no path of more than 4,095 bytes.
+            guard error.code == ENAMETOOLONG else { throw error }
+            for name in try allNames(parent.rawValue, of: .none) {
+                if try occupant(of: name, in: parent.rawValue) == file { return Place(parent: parent, name: name) }
+            }
+            throw TreeError("find the name of the directory", "file \(file)", code: ENOENT)
+        }
         if let slash = path.lastIndex(of: UInt8(ascii: "/")) {
             let name = Array(path[(slash + 1)...])
             if !name.isEmpty {

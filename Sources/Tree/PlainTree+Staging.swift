@@ -8,12 +8,20 @@ internal import Ring
 extension PlainTree {
     /// Removes an object of staging with everything in it; one that is not there is no error.
     func removeFromStaging(_ name: FileName) throws(TreeError) {
-        try removeTree(name, in: staging.rawValue, depth: 0)
+        var waiting = [name]
+        while let next = waiting.popLast() { try removeTree(next, in: staging.rawValue, depth: 0, &waiting) }
         if let file = PlainTree.replacedFile(name) { _ = state.withLock { $0.torn.remove(file) } }
     }
 
+    /// Each level that is worked on holds a descriptor.
+    private static let depthMax = 256
+
     /// A name with all that is below it. Only for what has no place in the tree any more.
-    func removeTree(_ name: FileName, in directory: Int32, depth: Int) throws(TreeError) {
+    ///
+    /// - Parameter waiting: gets the names in staging under which directories too deep down wait for their turn.
+    private func removeTree(
+        _ name: FileName, in directory: Int32, depth: Int, _ waiting: inout [FileName]
+    ) throws(TreeError) {
         guard let isDirectory = try forgetIfLast(name, in: directory) else { return }
         guard isDirectory else {
             try System.unlink(directory, name, isDirectory: false)
@@ -26,14 +34,19 @@ extension PlainTree {
         guard empty == -ENOTEMPTY || empty == -EEXIST else {
             throw TreeError("remove the directory", shown(name), code: -empty)
         }
-        // Each level holds a descriptor; deeper trees than this cannot be made by paths of any application.
-        guard depth < 512 else { throw TreeError("remove the directory", shown(name), code: ELOOP) }
         let fd = try System.open(directory, name, O_RDONLY | CLINUX_O_DIRECTORY | CLINUX_O_NOATIME)
+        guard depth < PlainTree.depthMax else {
+            // No number: nobody takes it for an object that waits for its place. Free, for no other has this inode.
+            let shallow = Array("deep-\(try System.stat(fd.rawValue).inode)".utf8)
+            try System.rename(directory, name, to: staging.rawValue, shallow)
+            waiting.append(shallow)
+            return
+        }
         while true {
             let names = try allNames(fd.rawValue, of: .none)
             if names.isEmpty { break }
             for name in names {
-                try removeTree(name, in: fd.rawValue, depth: depth + 1)
+                try removeTree(name, in: fd.rawValue, depth: depth + 1, &waiting)
             }
         }
         try System.unlink(directory, name, isDirectory: true)
