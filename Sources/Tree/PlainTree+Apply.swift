@@ -125,12 +125,16 @@ extension PlainTree {
     }
 
     /// Bytes that the file has in the room that is right: no time changes, and what the kernel takes away with every
-    /// write is given back.
+    /// write is given back. What the disk cannot read is mended as far as these bytes are all of a block.
     private func repair(_ file: FileID, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws(TreeError) {
         try withDescriptor(of: file, writable: true) { (fd) throws(TreeError) in
             let before = try System.stat(fd)
             let capability = try System.xattr(fd, PlainTree.capabilityXattr)
-            try unsafe System.write(fd, bytes, at: offset)
+            let end = offset + UInt64(bytes.count)
+            let left = try unsafe writeMending(fd, bytes, at: offset) { block in
+                offset <= block.lowerBound && block.upperBound <= end
+            }
+            if let left { reportUnmended(file, left) }
             if let capability { try System.setXattr(fd, PlainTree.capabilityXattr, capability) }
             try System.setTimes(fd, atime: nil, mtime: FileStatus(before, file: file).attributes.mtime)
         }
@@ -146,7 +150,13 @@ extension PlainTree {
             throw TreeError("repair", "file \(file): it is of another type", code: EINVAL)
         }
         if object.type == S_IFREG, before.size != attributes.size {
-            try System.check(clinux_ftruncate(object.fd, attributes.size), "set the size of", "file \(file)")
+            do throws(TreeError) {
+                try System.check(clinux_ftruncate(object.fd, attributes.size), "set the size of", "file \(file)")
+            } catch {
+                // What lies behind a size within a block is zeroed, and read for it.
+                guard error.code == EIO else { throw error }
+                return reportUnmended(file, error)
+            }
         }
         var wanted = attributes
         wanted.atime = before.atime

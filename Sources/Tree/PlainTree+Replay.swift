@@ -409,14 +409,23 @@ extension PlainTree {
                 guard piece.seq >= batch.firstSeq else {
                     throw TreeError("read again", "record \(piece.seq) of the journal", code: EIO)
                 }
+                let rest = survivors[next...]
                 next += 1
                 guard try referenceForData(file) else { continue }
                 try step()
-                let payload = unsafe batch.payload(of: piece.seq - batch.firstSeq)
+                let place = piece.seq - batch.firstSeq
+                let payload = unsafe batch.payload(of: place)
                 let bytes = unsafe UnsafeRawBufferPointer(
                     rebasing: payload[Int(piece.start)..<Int(piece.start + piece.length)])
                 try withDescriptor(of: file, writable: true) { (fd) throws(TreeError) in
-                    try unsafe System.write(fd, bytes, at: piece.offset)
+                    // Of a block that a repair mended, later records may have written a part: together they are all
+                    // of it.
+                    let left = try unsafe writeMending(fd, bytes, at: piece.offset) { block in
+                        PlainTree.isCovered(block, by: rest.lazy.filter { $0.file == file }.map { $0.piece })
+                    }
+                    guard let left else { return }
+                    guard batch.records[place].body.kind == .repair else { throw left }
+                    reportUnmended(file, left)
                 }
                 total += piece.length
             }
@@ -425,6 +434,16 @@ extension PlainTree {
             throw TreeError("read again", "record \(survivors[next].piece.seq) of the journal", code: EIO)
         }
         return total
+    }
+
+    /// Whether pieces, which do not overlap, make up a whole range.
+    private static func isCovered(_ range: Range<UInt64>, by pieces: some Sequence<ByteFold.Piece>) -> Bool {
+        var covered: UInt64 = 0
+        for piece in pieces {
+            let start = max(piece.offset, range.lowerBound)
+            covered += max(start, min(piece.end, range.upperBound)) - start
+        }
+        return covered == UInt64(range.count)
     }
 
     private struct Kept {
