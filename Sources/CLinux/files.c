@@ -87,6 +87,10 @@ int clinux_fallocate(int fd, int mode, uint64_t offset, uint64_t length) {
 int clinux_syncfs(int fd) { return checked(syncfs(fd)); }
 int clinux_fsync(int fd) { return checked(fsync(fd)); }
 int clinux_fdatasync(int fd) { return checked(fdatasync(fd)); }
+int clinux_write_out(int fd, uint64_t offset, uint64_t length) {
+    unsigned flags = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    return checked(sync_file_range(fd, (off_t)offset, (off_t)length, flags));
+}
 int clinux_ftruncate(int fd, uint64_t size) { return checked(ftruncate(fd, (off_t)size)); }
 int clinux_next_extent(int fd, uint64_t offset, uint64_t *start, uint64_t *length, int *written) {
     union {

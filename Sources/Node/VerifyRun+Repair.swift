@@ -1,4 +1,5 @@
 import Format
+import Glibc
 import Journal
 import Replication
 import Tree
@@ -11,10 +12,14 @@ import Tree
 //                          application changes in the file      side, --prefer           touched since S
 // ```
 //
-// * **What is right** is never guessed. A side that cannot read its bytes is wrong. Else the journal is read: the last
-//   record that touched a byte carries it, with a checksum. A block is repaired only if every byte that differs in it is
-//   proved that way; then both rooms get what the journal says (each may be wrong in places). Otherwise the
-//   administrator chooses (`--prefer`), or it stays as it is and is reported.
+// * **What is right** is never guessed. The journal is read: the last record that touched a byte carries it, with a
+//   checksum. A block is repaired only if every byte that differs in it is proved that way; then both rooms get what
+//   the journal says (each may be wrong in places). Otherwise the administrator chooses (`--prefer`), or it stays as it
+//   is and is reported.
+// * **A block that the disk of one side cannot read** has what the other side reads, but for the bytes that the journal
+//   proves. That holds for this block alone, and a bad sector makes everything unreadable that is read together with
+//   it: so what cannot be read is asked about once more, block by block. An error that is not the disk's (no memory, no
+//   descriptor) says nothing about the file, and nothing is repaired for it.
 // * **An old image never overwrites a newer write.** The repair gets its place in the mirror's one order, behind S.
 //   Bytes that a record between S and that place has touched are left out: that record brought them to both rooms. All
 //   others are at that place what they were at S.
@@ -40,11 +45,13 @@ struct VerifyRepairState {
     var writing: [(piece: VerifyPiece, parts: [(start: UInt64, bytes: [UInt8])])] = []
 }
 
-/// A range of at most 64 KiB as both sides have it at one record.
+/// A range of at most 64 KiB as both sides have it at one record; one block, if only one side can read it.
 final class VerifyPiece {
     let task: VerifyTask
     let range: Range<UInt64>
     let seq: Seq
+    /// The only node that could read it, whose bytes stand for both; nil: both could.
+    let reader: NodeID?
     /// Of one length: where a file is longer on one side, the rest is a matter of its size, which was settled before.
     let mine: [UInt8]
     let theirs: [UInt8]
@@ -52,10 +59,13 @@ final class VerifyPiece {
     /// Blocks nothing is known about.
     var undecided: [Range<UInt64>] = []
 
-    init(task: VerifyTask, range: Range<UInt64>, seq: Seq, mine: [UInt8], theirs: [UInt8]) {
+    init(
+        task: VerifyTask, range: Range<UInt64>, seq: Seq, mine: [UInt8], theirs: [UInt8], reader: NodeID? = nil
+    ) {
         self.task = task
         self.range = range
         self.seq = seq
+        self.reader = reader
         let length = min(mine.count, theirs.count)
         self.mine = Array(mine.prefix(length))
         self.theirs = Array(theirs.prefix(length))
@@ -156,23 +166,60 @@ extension VerifyRun {
             ask(task, .bytes, range.lowerBound, UInt64(range.count), cost: UInt64(range.count)) {
                 [self] mine, theirs, seq in
                 switch (mine, theirs) {
-                case (.gone, _): finish(task, seq)
+                case (.gone, .gone): finish(task, seq)
                 case (.bytes(let left), .bytes(let right)):
                     guard left != right else { return finish(task, seq) }
                     repair.pieces.append(VerifyPiece(task: task, range: range, seq: seq, mine: left, theirs: right))
-                // What one side cannot read, the other one has.
-                case (.bytes(let right), .failed): restore(task, range, right, seq)
-                case (.failed, .bytes(let right)): restore(task, range, right, seq)
-                default:
-                    note(task, .unreadable, range, detail: "on neither node", state: .failed)
-                    finish(task, seq)
+                default: unreadBytes(task, range, mine, theirs, seq)
                 }
             })
     }
 
-    private func restore(_ task: VerifyTask, _ range: Range<UInt64>, _ bytes: [UInt8], _ seq: Seq) {
-        let piece = VerifyPiece(task: task, range: range, seq: seq, mine: bytes, theirs: bytes)
-        repair.writing.append((piece, bytes.isEmpty ? [] : [(range.lowerBound, bytes)]))
+    /// One side, or both, could not read all of it.
+    private func unreadBytes(
+        _ task: VerifyTask, _ range: Range<UInt64>, _ mine: VerifyOutcome, _ theirs: VerifyOutcome, _ seq: Seq
+    ) {
+        let block = UInt64(VerifyCheck.fineBlockBytes)
+        guard VerifyRun.isReadOrBad(mine), VerifyRun.isReadOrBad(theirs) else {
+            note(task, .unreadable, range, detail: failures(mine, theirs), state: .failed)
+            return finish(task, seq)
+        }
+        guard UInt64(range.count) <= block else {
+            // Its blocks are next, so that there are never more of them than of a few ranges.
+            let blocks = stride(from: range.lowerBound, to: range.upperBound, by: Int(block)).map { start in
+                (task: task, range: start..<min(start + block, range.upperBound))
+            }
+            task.repairs += blocks.count
+            repair.waiting.insert(contentsOf: blocks, at: 0)
+            return finish(task, seq)
+        }
+        switch (mine, theirs) {
+        case (.bytes(let bytes), _): oneReads(task, range, bytes, by: plane.node, seq)
+        case (_, .bytes(let bytes)): oneReads(task, range, bytes, by: plane.node.peer, seq)
+        default:
+            note(task, .unreadable, range, detail: "on neither node", state: .failed)
+            finish(task, seq)
+        }
+    }
+
+    /// Whether a side has read it, or its disk has lost it. Any other error says nothing about what is on the disk.
+    private static func isReadOrBad(_ outcome: VerifyOutcome) -> Bool {
+        switch outcome {
+        case .bytes: true
+        case .failed(let errno): [EIO, EUCLEAN, EBADMSG].contains(errno)
+        default: false
+        }
+    }
+
+    private func oneReads(
+        _ task: VerifyTask, _ range: Range<UInt64>, _ bytes: [UInt8], by node: NodeID, _ seq: Seq
+    ) {
+        guard !bytes.isEmpty else {
+            note(task, .unreadable, range, detail: "behind the end of the file on \(name(node))", state: .failed)
+            return finish(task, seq)
+        }
+        repair.pieces.append(
+            VerifyPiece(task: task, range: range, seq: seq, mine: bytes, theirs: bytes, reader: node))
     }
 
     // MARK: - What the journal says
@@ -255,6 +302,11 @@ extension VerifyRun {
     // MARK: - Judging
 
     private func judge(_ piece: VerifyPiece) {
+        guard piece.reader == nil else {
+            let right = piece.evidence.correcting(piece.mine)
+            repair.writing.append((piece, [(piece.range.lowerBound, right)]))
+            return
+        }
         let block = Int(VerifyCheck.fineBlockBytes)
         var parts: [(start: UInt64, bytes: [UInt8])] = []
         var start = 0
@@ -353,7 +405,10 @@ extension VerifyRun {
 
     /// Whose copy was right, in words.
     private func from(_ piece: VerifyPiece) -> String {
-        if piece.mine == piece.theirs { return "from the node that could read it" }
+        if let reader = piece.reader {
+            let isRight = piece.evidence.correcting(piece.mine) == piece.mine
+            return "from \(name(reader)), which could read it\(isRight ? "" : "; what it had wrong from the journal")"
+        }
         let known = piece.evidence.known
         let isMine = known.indices.allSatisfy { !known[$0] || piece.evidence.bytes[$0] == piece.mine[$0] }
         let isTheirs = known.indices.allSatisfy { !known[$0] || piece.evidence.bytes[$0] == piece.theirs[$0] }

@@ -493,6 +493,16 @@ final class VerifyRun {
     private func unreadable(
         _ task: VerifyTask, _ mine: VerifyOutcome, _ theirs: VerifyOutcome, _ range: Range<UInt64>
     ) {
+        let detail = failures(mine, theirs)
+        guard progress.options.repair, !range.isEmpty else {
+            return note(task, .unreadable, range.isEmpty ? nil : range, detail: detail, state: .found)
+        }
+        // Piece by piece, down to the blocks that cannot be read.
+        repairUnreadable(task, range, detail)
+    }
+
+    /// Why a side could not answer, in words.
+    func failures(_ mine: VerifyOutcome, _ theirs: VerifyOutcome) -> String {
         var details: [String] = []
         for (node, outcome) in [(plane.node, mine), (plane.node.peer, theirs)] {
             switch outcome {
@@ -502,12 +512,7 @@ final class VerifyRun {
             }
         }
         if details.isEmpty { details.append("the nodes' answers do not fit each other") }
-        let detail = details.joined(separator: "; ")
-        guard progress.options.repair, !range.isEmpty else {
-            return note(task, .unreadable, range.isEmpty ? nil : range, detail: detail, state: .found)
-        }
-        // Piece by piece: what one side reads is right.
-        repairUnreadable(task, range, detail)
+        return details.joined(separator: "; ")
     }
 
     // MARK: - Findings

@@ -45,6 +45,14 @@ public struct ContentEvidence: Sendable {
     /// Forgets everything: records between those seen and those to come cannot be read any more.
     public mutating func restart() { known = [Bool](repeating: false, count: known.count) }
 
+    /// Contents that only one room can read, with everything that is proved of them: that room may be wrong too.
+    public func correcting(_ contents: [UInt8]) -> [UInt8] {
+        precondition(contents.count == bytes.count, "the contents of the range")
+        var right = contents
+        for index in right.indices where known[index] { right[index] = bytes[index] }
+        return right
+    }
+
     private func overlap(_ start: UInt64, _ end: UInt64) -> Range<Int>? {
         let low = max(start, offset)
         let high = min(end, offset + UInt64(bytes.count))

@@ -72,19 +72,40 @@ extension PlainTree {
         return sum.value
     }
 
+    /// From the disk, and nothing but that: the kernel reads ahead, and keeps, pieces of many blocks, which cannot be read
+    /// when one of their blocks cannot. A block would seem lost that is not.
     private func bytes(of check: VerifyCheck) throws(TreeError) -> [UInt8] {
-        var space = [UInt8](repeating: 0, count: Int(check.length))
-        var failure: TreeError?
-        let count = unsafe space.withUnsafeMutableBytes { raw in
-            do throws(TreeError) { return try unsafe read(check.file, at: check.offset, into: raw) } catch {
-                failure = error
-                return 0
+        let piece = PlainTree.cachedPieceBytes
+        let start = off_t(check.offset / piece * piece)
+        let length = off_t((check.offset + check.length + piece - 1) / piece * piece) - start
+        return try withDescriptor(of: check.file, writable: false) { (fd) throws(TreeError) in
+            var space = [UInt8](repeating: 0, count: Int(check.length))
+            func read() throws(TreeError) -> Int {
+                _ = posix_fadvise(fd, start, length, POSIX_FADV_DONTNEED)
+                var failure: TreeError?
+                let count = unsafe space.withUnsafeMutableBytes { raw in
+                    do throws(TreeError) { return try unsafe System.read(fd, raw, at: check.offset) } catch {
+                        failure = error
+                        return 0
+                    }
+                }
+                if let failure { throw failure }
+                return count
             }
+            let count: Int
+            do throws(TreeError) { count = try read() } catch {
+                guard error.code == EIO else { throw error }
+                // A piece that was written to is kept until the disk has that.
+                _ = clinux_write_out(fd, UInt64(start), UInt64(length))
+                count = try read()
+            }
+            space.removeLast(space.count - count)
+            return space
         }
-        if let failure { throw failure }
-        space.removeLast(space.count - count)
-        return space
     }
+
+    /// The largest piece of a file that the page cache keeps as one (x86-64), at a multiple of its size.
+    private static let cachedPieceBytes: UInt64 = 2 << 20
 
     // MARK: Directories
 

@@ -62,6 +62,91 @@ import Testing
         #expect(pair.a.problems == [] && pair.b.problems == [])
     }
 
+    /// From here on the disk of a node cannot read these blocks, until they are written as they should be.
+    private static func lose(
+        _ pair: Pair, _ node: TestNode, _ file: FileID, _ path: String, _ blocks: [Int], of data: [UInt8],
+        _ errno: Int32 = EIO
+    ) {
+        let path = pair.path(node, path)
+        RepairTests.spoil(path) { path in
+            for block in blocks { put(path, [data[block * 4096] ^ 1], at: block * 4096) }
+        }
+        node.call { plane in
+            plane.tree.state.withLock { state in
+                state.verifyFault = { check in
+                    guard check.file == file, check.aspect != .names, check.aspect != .entries else { return nil }
+                    let range = Int(check.offset)..<Int(check.offset + check.length)
+                    let isBad = blocks.contains { block in
+                        guard range.overlaps(block * 4096..<(block + 1) * 4096) else { return false }
+                        let place = block * 4096..<min((block + 1) * 4096, data.count)
+                        return bytes(path)[place] != data[place]
+                    }
+                    return isBad ? errno : nil
+                }
+            }
+        }
+    }
+
+    enum Neighbour: CaseIterable {
+        /// The other node has another block of the same piece wrong, and can read it.
+        case isRotten
+        /// It cannot read another block of the same piece.
+        case isUnreadable
+        /// It has the very same block wrong, and can read it.
+        case isTheSame
+    }
+
+    /// What is read together with an unreadable block is another matter, and no node is right because it can read.
+    @Test(arguments: Neighbour.allCases)
+    func failure37AnUnreadableBlockMakesNobodyRightAboutItsNeighbours(neighbour: Neighbour) throws {
+        let pair = try Pair.inSync()
+        let data = noise(200_000, 7)
+        let file = RepairTests.file(pair, "ledger", data)
+        pair.settle()
+        RepairTests.lose(pair, pair.b, file, "ledger", [3], of: data)
+        switch neighbour {
+        case .isRotten: RepairTests.spoil(pair.path(pair.a, "ledger")) { put($0, [data[30_000] ^ 1], at: 30_000) }
+        case .isUnreadable: RepairTests.lose(pair, pair.a, file, "ledger", [7], of: data)
+        case .isTheSame: RepairTests.spoil(pair.path(pair.a, "ledger")) { put($0, [data[13_000] ^ 1], at: 13_000) }
+        }
+        let found = pair.verify(VerifyOptions(repair: true))
+        let places = neighbour == .isTheSame ? [UInt64(12_288)] : [12_288, 28_672]
+        #expect(found.map(\.offset).sorted { $0! < $1! } == places)
+        #expect(found.allSatisfy { $0.kind == .data && $0.length == 4096 && $0.state == .repaired }, "\(found)")
+        for node in pair.nodes {
+            let isRight = bytes(pair.path(node, "ledger")) == data
+            #expect(isRight, "on \(node.id)")
+        }
+        #expect(pair.verify() == [] && pair.differences() == [])
+        #expect(pair.a.problems == [] && pair.b.problems == [])
+    }
+
+    /// It says nothing about what is on the disk.
+    @Test func failure37WhatANodeCannotReadForWantOfADescriptorIsNotOverwritten() throws {
+        let pair = try Pair.inSync()
+        let data = noise(200_000, 7)
+        let file = RepairTests.file(pair, "ledger", data)
+        pair.settle()
+        pair.b.call { plane in
+            plane.tree.state.withLock { state in
+                state.verifyFault = { check in
+                    guard check.file == file, check.length > 0, check.offset <= 12_288,
+                        check.offset + check.length > 12_288
+                    else { return nil }
+                    return EMFILE
+                }
+            }
+        }
+        RepairTests.spoil(pair.path(pair.a, "ledger")) { put($0, [data[13_000] ^ 1], at: 13_000) }
+        let found = pair.verify(VerifyOptions(repair: true))
+        #expect(found.count == 1 && found.first?.kind == .unreadable && found.first?.state == .failed)
+        #expect(found.first?.offset == 0 && found.first?.length == 65_536)
+        #expect(found.first?.detail == "Too many open files on b")
+        let isRight = bytes(pair.path(pair.b, "ledger")) == data
+        #expect(isRight)
+        #expect(pair.a.problems == [] && pair.b.problems == [])
+    }
+
     enum Change: CaseIterable { case mode, append, xattr }
 
     /// The same with attributes: a repair of them sets all of them, the size too.

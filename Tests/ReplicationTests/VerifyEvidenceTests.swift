@@ -33,6 +33,8 @@ private func record(_ body: RecordBody, time: Int64 = 10, length: Int = 0) -> Re
         theirs[5] = 1
         #expect(evidence.judge(0..<8, mine: mine, theirs: theirs) == .unproved)
         #expect(evidence.judge(0..<4, mine: mine, theirs: theirs) == .proved([3, 6, 7, 0]))
+        // What one side alone can read.
+        #expect(evidence.correcting([8, 8, 8, 8, 8, 8, 8, 8]) == [3, 6, 7, 8, 8, 8, 8, 8])
     }
 
     @Test func zerosAreProvedByHolesTruncationsAndBirth() {

@@ -208,4 +208,31 @@ private final class FailingDisk {
         _ = try tree.replay(records + [repair], after: records.count)
         #expect(tree.verify(MediumTests.check(.bytes, 2 * 4096, 4096)) == .failed(EIO))
     }
+
+    /// The kernel reads ahead, and keeps, pieces of up to 2 MiB that become unreadable as a whole; those that have been
+    /// written to it does not even forget when it is told to.
+    @Test(arguments: types, [false, true])
+    func failure37OnlyTheBlockThatTheDiskCannotReadIsUnreadable(type: String, isWritten: Bool) throws {
+        let data = MediumTests.noise(1 << 20)
+        let lost = [3, 70, 71, 200, 255]
+        let (disk, _) = try MediumTests.make(type, data, lost: lost)
+        let tree = try disk.openTree(.existing)
+        func bytes(_ block: Int) -> [UInt8] { Array(data[block * 4096..<(block + 1) * 4096]) }
+        // As the application does.
+        var space = [UInt8](repeating: 0, count: 65_536)
+        for start in stride(from: 0, to: UInt64(data.count), by: space.count) {
+            _ = space.withUnsafeMutableBytes { try? tree.read(file, at: start, into: $0) }
+        }
+        if isWritten {
+            for block in [69, 201] {
+                try tree.apply(MediumTests.drawn(.repair(file: file, offset: UInt64(block) * 4096), bytes(block)))
+            }
+        }
+        for block in 0..<data.count / 4096 {
+            let found = tree.verify(MediumTests.check(.bytes, block * 4096, 4096))
+            #expect(found == (lost.contains(block) ? .failed(EIO) : .bytes(bytes(block))), "block \(block)")
+        }
+        #expect(tree.verify(MediumTests.check(.bytes, 0, 65_536)) == .failed(EIO))
+        #expect(tree.verify(MediumTests.check(.bytes, 65_536, 65_536)) == .bytes(Array(data[65_536..<131_072])))
+    }
 }

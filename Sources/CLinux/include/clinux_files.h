@@ -44,6 +44,8 @@ int clinux_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 int clinux_syncfs(int fd);
 int clinux_fsync(int fd);
 int clinux_fdatasync(int fd);
+/// Writes what the page cache holds of a range, and waits for it; nothing is durable by that (sync_file_range).
+int clinux_write_out(int fd, uint64_t offset, uint64_t length);
 int clinux_ftruncate(int fd, uint64_t size);
 /// FS_IOC_SHUTDOWN: the file system stops writing at once, as a power cut would (ext4, xfs). For tests.
 /// `mode`: 0 flush everything, 1 flush the log, 2 flush nothing.
