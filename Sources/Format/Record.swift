@@ -233,6 +233,9 @@ extension RecordBody {
         }
     }
 
+    /// Whether it gives a file what a verification found right.
+    public var isRepair: Bool { kind == .repair || kind == .repairFile }
+
     /// Every file and directory the record touches: two records that share none may be applied in either order.
     public var touched: [FileID] {
         switch self {

@@ -18,6 +18,8 @@ struct TouchLog {
         var end: UInt64 = 0
         /// Changes extended attributes, or (mode) may: an ACL is both.
         var changesAttributes = false
+        /// The file's last name goes.
+        var removes = false
     }
 
     private var touches: [Touch] = []
@@ -48,7 +50,7 @@ struct TouchLog {
         case .setXattr(let file, _, _), .removeXattr(let file, _):
             touches.append(Touch(seq: seq, file: file, changesAttributes: true))
         default:
-            for file in body.touched { touches.append(Touch(seq: seq, file: file)) }
+            for file in body.touched { touches.append(Touch(seq: seq, file: file, removes: file == body.removed)) }
         }
     }
 
@@ -78,6 +80,11 @@ struct TouchLog {
     /// Whether any record above `seq` is about this file or directory.
     func isTouched(_ file: FileID, after seq: Seq, attributesOnly: Bool = false) -> Bool {
         touches[first(after: seq)...].contains { $0.file == file && (!attributesOnly || $0.changesAttributes) }
+    }
+
+    /// Whether the file's last name has gone with a record above `seq`.
+    func isRemoved(_ file: FileID, after seq: Seq) -> Bool {
+        touches[first(after: seq)...].contains { $0.file == file && $0.removes }
     }
 
     /// What is left of [start, end) when everything is taken away that records above `seq` bring.

@@ -22,7 +22,7 @@ import Tree
 //   descriptor) says nothing about the file, and nothing is repaired for it.
 // * **An old image never overwrites a newer write.** The repair gets its place in the mirror's one order, behind S.
 //   Bytes that a record between S and that place has touched are left out: that record brought them to both rooms. All
-//   others are at that place what they were at S.
+//   others are at that place what they were at S. Of a file whose last name went since S nothing is repaired.
 // * **Both rooms apply it.** Where the bytes are right already it changes nothing, so it does not matter who is primary
 //   when it is applied: if the primary dies on the way, the record is in both journals, or in neither.
 // * Afterwards the block is compared again, behind the repair, and only then called repaired. Then the kernel is told to
@@ -368,7 +368,9 @@ extension VerifyRun {
     private func write(_ part: (start: UInt64, bytes: [UInt8]), of piece: VerifyPiece) -> Bool {
         let file = piece.task.file
         let log = plane.log
-        // Asked anew at every try: records may have come since.
+        // Asked anew at every try: records may have come since. Who has a removed file open goes on writing to it, in
+        // this room alone and without records: then there is nothing to repair any more, and much to destroy.
+        guard !repair.touches.isRemoved(file, after: piece.seq) else { return true }
         let ranges = repair.touches.untouched(
             file, after: piece.seq, part.start, part.start + UInt64(part.bytes.count))
         for range in ranges {
@@ -390,6 +392,7 @@ extension VerifyRun {
             [self] mine, theirs, _ in
             defer { finish(task, piece.seq) }
             plane.directory?.forgetCached(task.file)
+            if mine == .gone, theirs == .gone { return }
             let ranges = merged(parts.map { $0.start..<$0.start + UInt64($0.bytes.count) })
             guard case .blocks(let left) = mine, case .blocks(let right) = theirs, left.count == right.count else {
                 for range in ranges { note(task, .data, range, detail: "cannot be read after it", state: .failed) }

@@ -57,7 +57,11 @@ extension PlainTree {
             } catch {
                 // Who has a removed file open goes on writing to it; until everybody has applied the removal those
                 // writes are records too, and change nothing that anybody could open.
-                guard error.code == ESTALE, let file = record.body.touched.first, wasRemoved(file) else { throw error }
+                // A repair is logged some time after what it is to repair was looked at. What is not there is wrong no
+                // more.
+                guard error.code == ESTALE, let file = record.body.touched.first,
+                    wasRemoved(file) || record.body.isRepair
+                else { throw error }
             }
         case .create(let file, let parent, let name, let attributes, let target, let xattrs):
             try checkName(parent, name)
@@ -97,8 +101,11 @@ extension PlainTree {
                 try unsafe System.write(fd, payload, at: offset)
                 if settingTimes { try System.setTimes(fd, atime: nil, mtime: record.time) }
             }
-        case .repair(let file, let offset): try unsafe repair(file, payload, at: offset)
-        case .repairFile(let file, let attributes, let xattrs): try repair(file, attributes, xattrs)
+        case .repair(let file, _), .repairFile(let file, _, _):
+            // Without a name it is this room's alone, and may have newer bytes than any record.
+            guard !state.withLock({ $0.parked.contains(file) }) else { return }
+            if case .repair(_, let offset) = record.body { try unsafe repair(file, payload, at: offset) }
+            if case .repairFile(_, let attributes, let xattrs) = record.body { try repair(file, attributes, xattrs) }
         case .setAttributes(let file, let mask, let attributes):
             try setAttributes(of: file, mask, attributes, time: record.time)
         case .setXattr(let file, let name, let value):

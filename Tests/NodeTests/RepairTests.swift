@@ -147,6 +147,56 @@ import Testing
         #expect(pair.a.problems == [] && pair.b.problems == [])
     }
 
+    /// The journal is long, and while it is read the file goes. Who has it open writes to it, in this room alone.
+    @Test func failure37NothingIsRepairedInAFileThatWasRemovedSinceTheQuestion() throws {
+        let pair = try Pair.inSync()
+        let data = noise(200_000, 7)
+        let file = RepairTests.file(pair, "ledger", data)
+        pair.settle()
+        let wire = try #require(pair.wire)
+        wire.holds(RepairTests.isPiece)
+        RepairTests.spoil(pair.path(pair.b, "ledger")) { put($0, [data[13_000] ^ 1], at: 13_000) }
+        pair.startVerify(VerifyOptions(repair: true))
+        pair.b.wait("answered") { _ in wire.heldBack.count == 1 }
+        pair.a.call { $0.tree.hold(file) }
+        let removal = pair.a.log(
+            .remove(file: file, parent: .root, name: Array("ledger".utf8), isDirectory: false, wasLast: true))
+        pair.a.wait("removed") { $0.log.applied >= removal }
+        let newer = noise(4096, 8)
+        let written = pair.a.call { plane in
+            try? plane.tree.withDescriptor(of: file, writable: true) { (fd) throws(TreeError) in
+                pwrite(fd, newer, newer.count, 12_288)
+            }
+        }
+        #expect(written == newer.count)
+        wire.release()
+        #expect(pair.finishVerify() == [])
+        pair.settle()
+        let kept = pair.a.call { plane in
+            var space = [UInt8](repeating: 0, count: 4096)
+            return space.withUnsafeMutableBytes { (try? plane.tree.read(file, at: 12_288, into: $0)) == 4096 }
+                && space == newer
+        }
+        #expect(kept)
+        #expect(!RepairTests.logged(pair.a).contains(.repair))
+        #expect(pair.a.problems == [] && pair.b.problems == [])
+    }
+
+    /// The kinds of all records in the journal.
+    private static func logged(_ node: TestNode) -> [RecordKind] {
+        node.call { plane in
+            var kinds: [RecordKind] = []
+            var next = plane.journal.oldestSeq
+            while next <= plane.log.applied, let plan = plane.journal.plan(from: next, limitBytes: 4 << 20),
+                let batches = try? plane.link.reader.read(plan), let last = batches.last?.lastSeq
+            {
+                kinds += batches.flatMap { $0.records.map(\.body.kind) }
+                next = last.next
+            }
+            return kinds
+        }
+    }
+
     enum Change: CaseIterable { case mode, append, xattr }
 
     /// The same with attributes: a repair of them sets all of them, the size too.

@@ -154,6 +154,47 @@ private func make(_ tree: PlainTree, _ file: FileID, _ text: String, mode: UInt3
         #expect(try tree.status(of: id(1)).attributes == before)
     }
 
+    /// Whoever has it open writes to it, in this room alone.
+    @Test func failure37ARepairLeavesARemovedFileAlone() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        try make(tree, id(1), "f")
+        try tree.write(id(1), [1, 2, 3])
+        tree.hold(id(1))
+        try tree.apply(.remove(file: id(1), parent: .root, name: name("f"), isDirectory: false, wasLast: true))
+        try tree.write(id(1), [7, 8, 9])
+        let record = Record(
+            time: 5, body: .repair(file: id(1), offset: 0), payload: .inline(offset: 0, length: 3, checksum: 0))
+        let attributes = FileAttributes(mode: S_IFREG | 0o600, uid: 0, gid: 0, size: 1)
+        for role in [ApplyRole.primary, .secondary] {
+            try ([1, 2, 3] as [UInt8]).withUnsafeBytes { try tree.apply(record, payload: $0, role: role) }
+            let nothing = unsafe UnsafeRawBufferPointer(start: nil, count: 0)
+            try tree.apply(
+                Record(time: 5, body: .repairFile(file: id(1), attributes: attributes, xattrs: [])),
+                payload: nothing, role: role)
+        }
+        #expect(try tree.contents(id(1)) == [7, 8, 9])
+    }
+
+    /// Both rooms would stop at it, at the same record.
+    @Test func failure37ARepairOfAFileThatWentLongAgoIsNoError() throws {
+        let scratch = Scratch()
+        let tree = try openTree(scratch)
+        try make(tree, id(1), "f")
+        try tree.apply(.remove(file: id(1), parent: .root, name: name("f"), isDirectory: false, wasLast: true))
+        // As after so many others that nobody remembers it.
+        tree.state.withLock { $0.removed = [] }
+        func apply(_ body: RecordBody, _ role: ApplyRole) throws {
+            let record = Record(time: 5, body: body, payload: .inline(offset: 0, length: 3, checksum: 0))
+            try ([1, 2, 3] as [UInt8]).withUnsafeBytes { try tree.apply(record, payload: $0, role: role) }
+        }
+        for role in [ApplyRole.primary, .secondary] {
+            try apply(.repair(file: id(1), offset: 0), role)
+            // Of anything else it says that the files are not what the journal belongs to.
+            #expect(throws: TreeError.self) { try apply(.write(file: id(1), offset: 0), role) }
+        }
+    }
+
     @Test func theWalkGoesByNumberAndFindsEveryObjectOnce() throws {
         let scratch = Scratch()
         let tree = try openTree(scratch)
