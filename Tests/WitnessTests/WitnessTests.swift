@@ -137,6 +137,33 @@ private struct Asker {
         #expect(!FileManager.default.fileExists(atPath: path + ".new"))
     }
 
+    /// An unreadable block, for one; here it is a directory. What the mirror was promised may be in the file: it gets
+    /// no vote, the other mirrors get theirs.
+    @Test func failure37AFileThatCannotBeReadSilencesItsMirrorAlone() throws {
+        let scratch = Scratch()
+        var first = Asker(1)
+        var second = Asker(2)
+        do {
+            let witness = try voters(scratch)
+            _ = first.seed(witness, name: "one")
+            _ = second.seed(witness, name: "two")
+        }
+        let path = scratch.path + "/\(first.mirror).votes"
+        try FileManager.default.removeItem(atPath: path)
+        try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: false)
+        let memory = scratch.path + "/\(second.mirror).nodes"
+        try FileManager.default.createDirectory(atPath: memory, withIntermediateDirectories: false)
+        do {
+            let damage = try #require(try VoteStore(directory: scratch.path).load().damaged.first)
+            #expect(damage.mirror == first.mirror && damage.description.contains("cannot read \(path): "))
+            #expect(damage.description.contains("restart the witness"))
+        }
+        let witness = try voters(scratch)
+        #expect(first.ask(witness, .prepare(first.ballot(0, 9), memory: VoterMemory())) == nil)
+        #expect(witness.objection(mirror: first.mirror, name: "one")?.contains("its log says what to do") == true)
+        #expect(second.ask(witness, .prepare(second.ballot(0, 9), memory: VoterMemory())) != nil)
+    }
+
     /// A full disk, for one: no vote that is not on the disk, and all of them when there is space again.
     @Test func failure23AVoteThatCannotBeWrittenIsTriedAgain() throws {
         let scratch = Scratch()

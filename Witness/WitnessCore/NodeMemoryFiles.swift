@@ -1,5 +1,4 @@
 import Format
-import Foundation
 
 /// What the witness remembers of nodes, one file a mirror: `<32 hexadecimal digits of the mirror id>.nodes`, each replaced
 /// as a whole. Nothing that is answered waits for it, so it is written on a thread of its own: a disk that hangs then
@@ -12,11 +11,12 @@ public struct NodeMemoryFiles: Sendable {
 
     private func path(_ mirror: MirrorID) -> String { directory + "/\(mirror)" + NodeMemoryFiles.suffix }
 
-    /// nil when there is none. A damaged one is as good as none, and `complaint` says so: what it remembered is lost, no more.
+    /// nil when there is none. One that is damaged or cannot be read is as good as none, and `complaint` says so: what
+    /// it remembered is lost, no more.
     func load(_ mirror: MirrorID) -> (memory: NodeMemory?, complaint: String?) {
-        guard let data = FileManager.default.contents(atPath: path(mirror)) else { return (nil, nil) }
-        do throws(DecodingError) {
-            return (try NodeMemory(decoding: [UInt8](data), mirror: mirror), nil)
+        do {
+            guard let bytes = try VoteStore.read(path(mirror)) else { return (nil, nil) }
+            return (try NodeMemory(decoding: bytes, mirror: mirror), nil)
         } catch {
             return (nil, "\(path(mirror)) cannot be used (\(error)); it is written anew")
         }

@@ -37,7 +37,8 @@ public final class VoteStore {
 
     deinit { close(lock) }
 
-    /// A file that holds no valid memory, with what is wrong. Its mirror gets no answer until it is dealt with.
+    /// A file that holds no valid memory, or cannot be read, with what is wrong. Its mirror gets no answer until it is
+    /// dealt with: what it promised may be in there. The other mirrors have nothing to do with it.
     public struct Damage: Sendable {
         public let mirror: MirrorID
         public let description: String
@@ -60,11 +61,20 @@ public final class VoteStore {
             if name.hasSuffix(".new") { unlink(directory + "/" + name) }
             guard name.hasSuffix(VoteStore.suffix), let mirror = VoteStore.mirror(inName: name) else { continue }
             let path = directory + "/" + name
-            guard let data = FileManager.default.contents(atPath: path) else {
-                throw VoteStoreError("read", path, errno)
+            let bytes: [UInt8]
+            do throws(VoteStoreError) {
+                guard let found = try VoteStore.read(path) else { continue }
+                bytes = found
+            } catch {
+                damaged.append(
+                    Damage(
+                        mirror: mirror,
+                        description: "\(error), then restart the witness. If the file is lost for good, remove it and "
+                            + "restart: the nodes then seed the witness anew, together, or the one that serves alone"))
+                continue
             }
             do throws(DecodingError) {
-                let state = try AcceptorState(decoding: [UInt8](data))
+                let state = try AcceptorState(decoding: bytes)
                 guard state.mirror == mirror else { throw DecodingError("memory of mirror \(state.mirror)", at: 8) }
                 states.append(state)
             } catch {
@@ -76,6 +86,30 @@ public final class VoteStore {
             }
         }
         return (states, damaged)
+    }
+
+    /// No file of ours comes near it.
+    private static let fileBytesMaximum = 64 << 10
+
+    /// nil when there is no such file.
+    static func read(_ path: String) throws(VoteStoreError) -> [UInt8]? {
+        let file = open(path, O_RDONLY | O_CLOEXEC)
+        guard file >= 0 else {
+            guard errno != ENOENT else { return nil }
+            throw VoteStoreError("open", path, errno)
+        }
+        defer { close(file) }
+        var bytes: [UInt8] = []
+        var room = [UInt8](repeating: 0, count: 4096)
+        // One that is longer is damaged, and its beginning is enough to find that.
+        while bytes.count < fileBytesMaximum {
+            let count = Glibc.read(file, &room, room.count)
+            if count < 0, errno == EINTR { continue }
+            guard count >= 0 else { throw VoteStoreError("read", path, errno) }
+            guard count > 0 else { break }
+            bytes += room[..<count]
+        }
+        return bytes
     }
 
     private static func mirror(inName name: String) -> MirrorID? {
