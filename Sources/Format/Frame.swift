@@ -133,3 +133,14 @@ public enum FrameType: UInt16, Sendable, CaseIterable {
 
     public var checksumCoversBody: Bool { self != .batch }
 }
+
+extension Hello.Channel {
+    /// What may come on such a connection behind the hello. Anything else ends it: else whoever connects for decisions
+    /// could have the memory of the longest message between the nodes held for it.
+    public var frameTypes: Set<FrameType> {
+        switch self {
+        case .control: [.refusal, .quorum]
+        case .data: [.refusal, .batch, .data]
+        }
+    }
+}

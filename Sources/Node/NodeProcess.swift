@@ -80,9 +80,13 @@ public final class NodeProcess: @unchecked Sendable {
 
     // MARK: - Start
 
+    /// As in the unit that comes with it. Whoever starts it otherwise has 1,024, as a rule.
+    static let descriptors = 65_536
+
     /// Starts everything; returns when the node takes part. Throws when it must not.
     public func start() throws {
         _ = clinux_set_io_flusher(1)
+        DescriptorLimit.raise(to: NodeProcess.descriptors)
         try makeDirectories()
         try lockState()
         let votes = VoteFile(path: StateFiles.votes(configuration))

@@ -39,3 +39,15 @@ public struct FileDescriptor: ~Copyable, Sendable {
 
     deinit { _ = clinux_close(rawValue) }
 }
+
+/// How many descriptors this process may have (RLIMIT_NOFILE).
+public enum DescriptorLimit {
+    /// Raises it to `wanted`, or as far as the system allows; never lowers it.
+    /// - Returns: what it is now.
+    @discardableResult
+    public static func raise(to wanted: Int) -> Int {
+        let result = clinux_raise_descriptor_limit(UInt64(wanted))
+        // Only a limit beyond the kernel's own (fs.nr_open) is refused; what every system starts with is there.
+        return result > 0 ? Int(result) : 1024
+    }
+}

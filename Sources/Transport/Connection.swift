@@ -268,7 +268,7 @@ public final class Connection {
     /// Gives the socket to another reactor, with what has been received and not used. Only with an empty queue (flushes
     /// first); nil when the socket does not take what is queued at once. The connection then counts as closed, and
     /// `onClosed` is not called.
-    func detach() -> DetachedConnection? {
+    func detach(for channel: Hello.Channel) -> DetachedConnection? {
         flush()
         guard !isClosed, output.isEmpty, let stream = stream as? TCPStream else { return nil }
         watch?.cancel()
@@ -276,7 +276,8 @@ public final class Connection {
         isClosed = true
         reactor.submitNow()
         return DetachedConnection(
-            descriptor: stream.release(), leftover: receiver.leftover, remote: remote, limits: limits)
+            descriptor: stream.release(), channel: channel, leftover: receiver.leftover, remote: remote,
+            limits: limits)
     }
 
     /// Parses bytes that came before this connection was made.

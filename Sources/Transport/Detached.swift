@@ -8,13 +8,17 @@ import Synchronization
 /// when nobody does.
 public final class DetachedConnection: Sendable {
     public let remote: SocketAddress
+    private let channel: Hello.Channel
     private let limits: ConnectionLimits
     private let leftover: [UInt8]
     /// -1 once it was attached.
     private let descriptor: Mutex<Int32>
 
-    init(descriptor: Int32, leftover: [UInt8], remote: SocketAddress, limits: ConnectionLimits) {
+    init(
+        descriptor: Int32, channel: Hello.Channel, leftover: [UInt8], remote: SocketAddress, limits: ConnectionLimits
+    ) {
         self.descriptor = Mutex(descriptor)
+        self.channel = channel
         self.leftover = leftover
         self.remote = remote
         self.limits = limits
@@ -34,7 +38,7 @@ public final class DetachedConnection: Sendable {
         let connection = Connection(
             reactor: reactor, stream: TCPStream(owning: taken, options: options), remote: remote,
             accepted: [], limits: limits, logger: logger)
-        connection.accept(Set(FrameType.allCases).subtracting([.hello]))
+        connection.accept(channel.frameTypes)
         connection.start()
         connection.take(leftover: leftover)
         return connection

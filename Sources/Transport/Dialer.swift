@@ -151,7 +151,7 @@ public final class Dialer {
             logger.warning(
                 "connection closed: unexpected bytes came: \(what)", metadata: ["transport.source": "\(remote)"])
         }
-        connection.accept(Set(FrameType.allCases).subtracting([.hello]))
+        connection.accept(own().hello.channel.frameTypes)
         lastLogged = ""
         if let why = opened(connection, greeting) { connection.close(why) }
     }

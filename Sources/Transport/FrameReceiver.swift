@@ -74,8 +74,11 @@ final class FrameReceiver {
         unsafe staging = .allocate(byteCount: ordinaryBytes, alignment: 16)
     }
 
-    /// Staging grows from a stranger's to the ordinary size.
+    /// Staging grows from a stranger's to the ordinary size; not if no accepted frame is longer than the former: a
+    /// witness has thousands of connections on which none is.
     func grow() {
+        let longest = FrameHeader.byteCount + (accepted.map(\.bodyLimit).max() ?? 0)
+        guard longest > ordinaryBytes else { return }
         ordinaryBytes = FrameReceiver.stagingBytes
         if unsafe staging.count < ordinaryBytes { resize(ordinaryBytes) }
     }

@@ -97,6 +97,9 @@ public final class Listener {
         watch = reactor.watch(descriptor, read: true, write: false) { [self] _ in acceptAll() }
     }
 
+    /// Connections that have said hello and were not handed over.
+    public var openCount: Int { open.count }
+
     /// Connections that have not said hello.
     public var unauthenticatedCount: Int { strangers.count }
 
@@ -196,7 +199,7 @@ public final class Listener {
             forget(identity, connection.remote.host)
             open[identity] = connection
             connection.onFrame = { _, _ in }
-            connection.accept(Set(FrameType.allCases).subtracting([.hello]))
+            connection.accept(greeting.hello.channel.frameTypes)
             connection.send(answer.header, body: answer.hello.encoded())
             opened(connection)
         case .handOver(let answer, let receive):
@@ -207,7 +210,7 @@ public final class Listener {
             connection.pauseReading()
             reactor.atEndOfIteration {
                 guard !connection.isClosed else { return }
-                if let detached = connection.detach() {
+                if let detached = connection.detach(for: greeting.hello.channel) {
                     receive(detached)
                 } else {
                     connection.close("cannot hand over")

@@ -16,7 +16,9 @@
 //
 // Whoever connects is a stranger until its hello has been read: until then only a frame of a hello's size is accepted,
 // memory per connection is that of one hello, the number of such connections is limited, for each source and in all, and
-// so is the number of log lines.
+// so is the number of log lines. Behind the hello only the types that belong to its channel come through: on a
+// connection for decisions nothing longer than a hello, so that a witness holds no more for each of thousands than for
+// a stranger.
 //
 // Sending: frames are queued and leave in one system call at the end of the reactor's iteration. The queue is bounded;
 // a full queue refuses, it does not grow. Pieces of memory may be queued without a copy; their completion says when the

@@ -33,11 +33,12 @@ struct LineCollector: LogHandler {
 }
 
 func greeting(
-    _ voter: Voter, session: UInt64 = 7, versions: ClosedRange<UInt16> = 1...1, mirror: MirrorID = mirror
+    _ voter: Voter, session: UInt64 = 7, versions: ClosedRange<UInt16> = 1...1, mirror: MirrorID = mirror,
+    channel: Hello.Channel = .data
 ) -> Greeting {
     Greeting(
         hello: Hello(
-            channel: .control, voter: voter, mirrorName: "bank", session: session, oldestVersion: versions.lowerBound,
+            channel: channel, voter: voter, mirrorName: "bank", session: session, oldestVersion: versions.lowerBound,
             newestVersion: versions.upperBound),
         epoch: Epoch(rawValue: 3), mirror: mirror)
 }

@@ -70,10 +70,10 @@ import Testing
                 reactor.stop()
             }
             node.onClosed = { log.append("\($0)") }
-            node.send(head(.quorum), body: [1, 2, 3])
+            node.send(head(.data), body: [1, 2, 3])
         }
         #expect(
-            log == ["peer quorum 7 [1, 2, 3]", "node data [9]", "closed here: done", "the other side closed"])
+            log == ["peer data 7 [1, 2, 3]", "node data [9]", "closed here: done", "the other side closed"])
     }
 
     @Test func batchesGoFromMemoryToMemory() throws {
@@ -104,7 +104,7 @@ import Testing
                 ) { sent in if sent { released += 1 } }
                 #expect(queued)
             }
-            node.send(head(.control), body: [42])
+            node.send(head(.data), body: [42])
         }
         #expect(released == 3)
         #expect(sinks.count == 3)
@@ -198,7 +198,7 @@ import Testing
         let server = try Server()
         let client = RawClient(server.address)
         client.send(helloBytes(greeting(.a)))
-        client.send(wire(.control, [1]) + [UInt8](repeating: 0xEE, count: 100))
+        client.send(wire(.data, [1]) + [UInt8](repeating: 0xEE, count: 100))
         let (_, ended) = client.receiveAll()
         #expect(ended)
         #expect(eventually { server.state.closed.count == 1 })
@@ -265,6 +265,31 @@ import Testing
         #expect(server.state.opened == 0)
         #expect(eventually { server.onListener { $0.unauthenticatedCount } == 0 })
         server.stop()
+    }
+
+    /// Of the types that go between nodes, the header alone ends a connection for decisions; the longest message that
+    /// belongs there fits into what a stranger has.
+    @Test func failure38OnAConnectionForDecisionsNothingLongIsWaitedFor() throws {
+        for type in [FrameType.data, .batch, .control, .hello] {
+            let server = try Server()
+            let client = RawClient(server.address)
+            client.send(helloBytes(greeting(.a, channel: .control)))
+            client.send(Array(wire(type, [UInt8](repeating: 1, count: min(type.bodyLimit, 60_000))).dropLast()))
+            #expect(client.receiveAll().ended, "\(type)")
+            #expect(eventually { server.state.closed.count == 1 })
+            #expect(server.state.closed.first?.contains("\(type) is not expected here") == true)
+            server.stop()
+        }
+        let receiver = FrameReceiver(accepted: Hello.Channel.control.frameTypes)
+        receiver.grow()
+        var bytes = wire(.quorum, [UInt8](repeating: 0, count: FrameType.quorum.bodyLimit))
+        bytes.removeLast()
+        feed(receiver, bytes[...])
+        guard case .hungry = try receiver.next() else {
+            Issue.record("an incomplete message was taken")
+            return
+        }
+        #expect(receiver.capacity == FrameReceiver.greetingBytes)
     }
 
     @Test func aFloodOfGarbageDoesNotGrowMemory() async {

@@ -1,10 +1,12 @@
+import Format
 import Foundation
+import Glibc
 import Logging
 import Ring
 import Synchronization
 import Testing
-import Transport
 
+@testable import Transport
 @testable import WitnessCore
 
 private let quiet = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
@@ -16,8 +18,12 @@ private final class Scratch {
 }
 
 private func voters(_ scratch: Scratch, startedAt: UInt64 = 0) throws -> WitnessVoters {
+    try voters(in: scratch.path, startedAt: startedAt)
+}
+
+private func voters(in directory: String, startedAt: UInt64 = 0) throws -> WitnessVoters {
     try WitnessVoters(
-        store: VoteStore(directory: scratch.path), timing: QuorumTiming(), startedAt: startedAt,
+        store: VoteStore(directory: directory), timing: QuorumTiming(), startedAt: startedAt,
         generator: SystemRandomNumberGenerator(), logger: quiet)
 }
 
@@ -285,6 +291,158 @@ private struct Asker {
             Issue.record("no answer")
             return
         }
+    }
+}
+
+/// A connection that says hello, and then as much as it is told to.
+private final class Caller {
+    private let descriptor: Int32
+    private let mirror: MirrorID
+    private var room = [UInt8](repeating: 0, count: 8192)
+
+    init(_ address: SocketAddress, _ voter: Voter, mirror: MirrorID, name: String) throws {
+        self.mirror = mirror
+        descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        try #require(address.withSockaddr { raw, length in connect(descriptor, raw, length) } == 0)
+        let body = Hello(channel: .control, voter: voter, mirrorName: name, session: 4).encoded()
+        send(FrameHeader(type: .hello, bodyLength: body.count, session: 4, epoch: .none, mirror: mirror), body)
+    }
+    deinit { close(descriptor) }
+
+    private func send(_ header: FrameHeader, _ body: [UInt8]) {
+        let bytes = header.encoded(body: body) + body
+        _ = Glibc.send(descriptor, bytes, bytes.count, Int32(MSG_NOSIGNAL))
+    }
+
+    func ask() {
+        let body = QuorumMessage(
+            sender: Incarnation(birth: 1, session: 1), number: 1, body: .prepare(.zero, memory: VoterMemory())
+        ).encoded()
+        send(FrameHeader(type: .quorum, bodyLength: body.count, session: 4, epoch: .none, mirror: mirror), body)
+    }
+
+    /// Something came within some seconds; false: the end, or nothing.
+    func hears(seconds: Int = 5) -> Bool {
+        var limit = timeval(tv_sec: seconds, tv_usec: 0)
+        setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
+        return recv(descriptor, &room, room.count, 0) > 0
+    }
+
+    var isClosed: Bool { recv(descriptor, &room, room.count, Int32(MSG_DONTWAIT)) == 0 }
+}
+
+/// A witness on a thread of its own.
+private final class Running {
+    private let scratch: Scratch
+    private let thread: ReactorThread
+    private let server = Mutex<ThreadBound<WitnessServer>?>(nil)
+    let address: SocketAddress
+
+    init(_ scratch: Scratch, connectionsMaximum: Int = WitnessServer.connectionsMaximum) throws {
+        self.scratch = scratch
+        let path = scratch.path
+        let made = Mutex<(ThreadBound<WitnessServer>, SocketAddress)?>(nil)
+        thread = try ReactorThread(name: "witness-test", logger: quiet) { reactor in
+            let server = try WitnessServer(
+                reactor: reactor, address: try #require(SocketAddress("127.0.0.1", port: 0)),
+                voters: try voters(in: path), session: 9, logger: quiet, connectionsMaximum: connectionsMaximum)
+            let bound = ThreadBound(server)
+            let address = try #require(server.address)
+            made.withLock { $0 = (bound, address) }
+        }
+        let (bound, address) = try #require(made.withLock { $0 })
+        self.address = address
+        server.withLock { $0 = bound }
+    }
+
+    var connectionCount: Int {
+        let bound = server.withLock { $0 }
+        return thread.call { bound?.value.connectionCount ?? 0 } ?? 0
+    }
+
+    func stop() {
+        let bound = server.withLock { server in
+            defer { server = nil }
+            return server
+        }
+        _ = thread.call { bound?.value.close() }
+        thread.handle.stop()
+        thread.join()
+    }
+}
+
+@Suite struct WitnessConnectionTests {
+    /// What the system gives is for the votes first.
+    @Test func votesHaveDescriptorsThatConnectionsNeverGet() {
+        #expect(WitnessServer.connections(withDescriptors: 1024) == 896)
+        #expect(WitnessServer.connections(withDescriptors: 16) == 2)
+        let most = WitnessServer.connections(withDescriptors: 1 << 20)
+        #expect(most >= 2 * WitnessVoters.mirrorLimit)
+        #expect(most + WitnessServer.reservedDescriptors == WitnessServer.wantedDescriptors)
+    }
+
+    @Test func bothNodesOfMoreThan2000MirrorsAreConnectedAtOnce() throws {
+        let mirrors = 2100
+        // Both ends of each connection are here.
+        try #require(DescriptorLimit.raise(to: 4 * mirrors + 1000) >= 4 * mirrors + 1000)
+        let witness = try Running(Scratch())
+        var callers: [Caller] = []
+        for index in 1...mirrors {
+            for voter in [Voter.a, .b] {
+                let caller = try Caller(
+                    witness.address, voter, mirror: MirrorID(high: 1, low: UInt64(index)), name: "mirror\(index)")
+                try #require(caller.hears())
+                callers.append(caller)
+            }
+        }
+        #expect(witness.connectionCount == 2 * mirrors)
+        let last = try #require(callers.last)
+        last.ask()
+        #expect(last.hears())
+        witness.stop()
+    }
+
+    /// Strangers that stay: places are never taken from a mirror that the witness knows, however long its nodes are
+    /// silent, and one that asks keeps its place as well.
+    @Test func failure38WhoNamesNoMirrorThatIsKnownAndStaysSilentMakesRoom() throws {
+        let scratch = Scratch()
+        var known = Asker(1)
+        do { _ = known.seed(try voters(scratch), name: "ledger") }
+        let witness = try Running(scratch, connectionsMaximum: 6)
+        let standby = try Caller(witness.address, .b, mirror: known.mirror, name: "ledger")
+        #expect(standby.hears())
+        var strangers: [Caller] = []
+        for index in 0..<5 {
+            let mirror = index == 4 ? MirrorID.none : MirrorID(high: 7, low: UInt64(index))
+            strangers.append(try Caller(witness.address, .a, mirror: mirror, name: "stranger\(index)"))
+            #expect(strangers[index].hears())
+        }
+        #expect(witness.connectionCount == 6)
+        for _ in 0..<16 {
+            strangers[0].ask()
+            _ = strangers[0].hears()
+            usleep(250_000)
+        }
+        #expect(strangers.map(\.isClosed) == [false, true, true, true, true])
+        #expect(!standby.isClosed && witness.connectionCount == 2)
+        // There is room for a new mirror.
+        let new = try Caller(witness.address, .a, mirror: MirrorID(high: 8, low: 8), name: "new")
+        new.ask()
+        #expect(new.hears())
+        witness.stop()
+    }
+
+    /// A mirror is known by its identity: nobody gets more places by giving it many names.
+    @Test func aNodeHasOneConnectionWhateverNameItGives() throws {
+        let witness = try Running(Scratch())
+        var callers: [Caller] = []
+        for index in 0..<5 {
+            callers.append(
+                try Caller(witness.address, .a, mirror: MirrorID(high: 0, low: 5), name: "name\(index)"))
+            #expect(callers[index].hears())
+        }
+        #expect(witness.connectionCount == 1)
+        witness.stop()
     }
 }
 

@@ -123,10 +123,12 @@ public final class Cluster: Sendable {
         }
     }
 
-    /// - Parameter environment: added to the daemon's environment.
-    public func startWitness(environment: [String: String] = [:]) throws {
+    /// - Parameters:
+    ///   - environment: added to the daemon's environment.
+    ///   - wrapper: a program that runs the daemon, with its arguments.
+    public func startWitness(environment: [String: String] = [:], under wrapper: [String] = []) throws {
         let process = try witness.start(
-            [Cluster.programs + "/lockstep-witness", "--config", "/etc/lockstep/witness.toml"], as: "witness",
+            wrapper + [Cluster.programs + "/lockstep-witness", "--config", "/etc/lockstep/witness.toml"], as: "witness",
             environment: environment)
         daemons.withLock { $0.witness = process }
     }

@@ -63,6 +63,11 @@ public final class WitnessVoters {
 
     public var mirrorCount: Int { voters.count - empties.count }
 
+    /// Whether this witness votes in the mirror, or would if its memory could be read.
+    public func hasMemory(of mirror: MirrorID) -> Bool {
+        silenced.contains(mirror) || voters[mirror]?.state != nil
+    }
+
     /// Why a node of this mirror gets no answer; nil if it does.
     public func objection(mirror: MirrorID, name: String) -> String? {
         if silenced.contains(mirror) {

@@ -54,6 +54,7 @@ struct LockstepWitness: ParsableCommand {
         let chosenTiming = timing
         let logger = Logger(label: "lockstep-witness")
         let signals = StopSignals()
+        let connections = raiseDescriptors(logger)
         do {
             let files = NodeMemoryFiles(directory: directory)
             let writer = try WorkerPool(threads: 1, name: "memories")
@@ -64,7 +65,7 @@ struct LockstepWitness: ParsableCommand {
                     generator: SystemRandomNumberGenerator(), logger: logger)
                 let server = try WitnessServer(
                     reactor: reactor, address: address, voters: voters, session: UInt64.random(in: 1 ... .max),
-                    logger: logger)
+                    logger: logger, connectionsMaximum: connections)
                 server.keepMemories(in: files, writer: writer)
                 // The reactor's handlers refer to it; this keeps it as long as they run.
                 reactor.beforeSleep { withExtendedLifetime(server) {} }
@@ -89,6 +90,21 @@ struct LockstepWitness: ParsableCommand {
             logger.critical("\(error)")
             throw ExitCode(1)
         }
+    }
+
+    /// - Returns: how many connections there are descriptors for, beside what the votes need.
+    private func raiseDescriptors(_ logger: Logger) -> Int {
+        let descriptors = DescriptorLimit.raise(to: WitnessServer.wantedDescriptors)
+        let connections = WitnessServer.connections(withDescriptors: descriptors)
+        if connections < WitnessServer.connectionsMaximum {
+            logger.warning(
+                """
+                this process may have \(descriptors) descriptors: enough for \(connections / 2) mirrors, each of which \
+                takes two. For \(WitnessVoters.mirrorLimit), raise LimitNOFILE= in its unit (ulimit -n) to \
+                \(WitnessServer.wantedDescriptors)
+                """)
+        }
+        return connections
     }
 
     private func settings() throws -> (SocketAddress, String, Logger.Level) {
