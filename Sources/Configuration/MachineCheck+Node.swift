@@ -51,6 +51,22 @@ extension MachineCheck {
         return Int(bytes >> 20)
     }
 
+    // MARK: - Timing
+
+    /// The witness's own file is not here to be looked at.
+    func timingFindings() -> [Finding] {
+        let grant = configuration.timing.grantMilliseconds
+        let usual = MirrorConfiguration.grantMillisecondsDefault
+        guard grant > usual else { return [] }
+        return [
+            finding(
+                .note, "timing.grantMilliseconds",
+                "the witness must grant for \(grant) ms, and grants for \(usual) unless longestGrantMilliseconds in "
+                    + "its witness.toml says more; once the mirror runs, `lockstep status` on the node that serves "
+                    + "says whether it does", "")
+        ]
+    }
+
     // MARK: - Application
 
     func applicationFindings() -> [Finding] {

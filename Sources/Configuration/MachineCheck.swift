@@ -32,7 +32,8 @@ public struct MachineCheck {
     public func findings() -> [Finding] {
         let all =
             kernelFindings() + controlGroupFindings() + ringFindings() + pathFindings() + backingFindings()
-            + stateFindings() + applicationFindings() + ownAddressFindings() + virtualAddressFindings()
+            + stateFindings() + timingFindings() + applicationFindings() + ownAddressFindings()
+            + virtualAddressFindings()
         return Finding.Severity.allCases.reversed().flatMap { severity in all.filter { $0.severity == severity } }
     }
 

@@ -92,6 +92,10 @@ extension MirrorConfiguration {
         return Resync(rateMebibytesPerSecond: rate == 0 ? nil : rate)
     }
 
+    /// What a witness gives that is not told otherwise, and what a node asks for.
+    static let grantMillisecondsDefault = 4000
+    static let grantMillisecondsRange = 2000...1_200_000
+
     static func readTiming(_ root: inout Section) throws(ConfigurationError) -> Timing {
         var section = try root.section("timing") ?? Section(root.document, path: "timing", entries: [:])
         let timing = Timing(
@@ -100,7 +104,8 @@ extension MirrorConfiguration {
             renewMilliseconds: try section.integer(
                 "renewMilliseconds", default: 500, in: 50...60_000, unit: "milliseconds"),
             grantMilliseconds: try section.integer(
-                "grantMilliseconds", default: 4000, in: 2000...1_200_000, unit: "milliseconds"),
+                "grantMilliseconds", default: grantMillisecondsDefault, in: grantMillisecondsRange,
+                unit: "milliseconds"),
             peerLossMilliseconds: try section.integer(
                 "peerLossMilliseconds", default: 1000, in: 100...600_000, unit: "milliseconds"),
             loneRestart: try readLoneRestart(&section))
@@ -169,6 +174,8 @@ public struct WitnessConfiguration: Sendable, Equatable {
     public var listen: Endpoint
     /// Its durable decisions.
     public var state: String
+    /// The longest grant that it gives; after a restart it promises nothing for as long.
+    public var longestGrantMilliseconds: Int
     public var logLevel: MirrorConfiguration.LogLevel
 
     /// Reads and checks the file at `path`.
@@ -191,6 +198,9 @@ public struct WitnessConfiguration: Sendable, Equatable {
         }
         listen = endpoint
         state = try root.absolutePath("state", example: "/var/lib/lockstep-witness") ?? "/var/lib/lockstep-witness"
+        longestGrantMilliseconds = try root.integer(
+            "longestGrantMilliseconds", default: MirrorConfiguration.grantMillisecondsDefault,
+            in: MirrorConfiguration.grantMillisecondsRange, unit: "milliseconds")
         logLevel = try MirrorConfiguration.readLogLevel(&root)
         try root.finish()
     }

@@ -56,6 +56,8 @@ final class ControlPlane {
     /// When the other node last said anything, boot clock; nil: not since this process started.
     private(set) var peerHeardAt: UInt64?
     private(set) var witness = WitnessState.unknown
+    /// Voters that do not grant for as long as this node asks.
+    private(set) var grantRefusers: [Voter] = []
     private(set) var leaseUntil: UInt64 = 0
     private(set) var openEpoch: Epoch?
     /// The data plane has been told to close and has not said yet that it did: what it opened before counts for nothing.
@@ -232,6 +234,7 @@ final class ControlPlane {
         case .follow: order { $0.follow() }
         case .role(let state): roleChanged(state)
         case .witnessState(let state): witnessChanged(state)
+        case .grantTooLong(let voters): grantsRefused(voters)
         case .promotion(let state):
             promotion = state
             logger.critical("forced promotion: \(state)")
@@ -403,8 +406,31 @@ final class ControlPlane {
         witness = state
     }
 
+    private func grantsRefused(_ voters: [Voter]) {
+        grantRefusers = voters
+        let text = grantProblem
+        if text.isEmpty { logger.notice("grants are no longer too long for anybody") } else { logger.error("\(text)") }
+    }
+
+    /// All seems well until whoever still grants the lease is lost: then nobody serves.
+    private var grantProblem: String {
+        guard !grantRefusers.isEmpty else { return "" }
+        let asked = configuration.timing.grantMilliseconds
+        let names = grantRefusers.map { voter in voter.node.map { configuration.node($0).name } ?? "the witness" }
+        let remedies = grantRefusers.map { voter in
+            voter.node.map { "give \(configuration.node($0).name) the same file as this node and restart its daemon" }
+                ?? "raise longestGrantMilliseconds in the witness's witness.toml to at least \(asked) and restart it"
+        }
+        return
+            "the lease is refused by \(names.joined(separator: " and by ")): grantMilliseconds is \(asked) here, "
+            + "which is longer than it grants. If the voter that still grants it is lost, nobody serves. To mend it, "
+            + remedies.joined(separator: "; ")
+    }
+
     /// What is broken here, for status; empty: nothing.
-    var statedProblem: String { [problem, votesProblem, heldBack, full].first { !$0.isEmpty } ?? "" }
+    var statedProblem: String {
+        [problem, votesProblem, heldBack, full, grantProblem].first { !$0.isEmpty } ?? ""
+    }
 
     func noteProblem(_ text: String) { problem = text }
 

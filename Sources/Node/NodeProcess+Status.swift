@@ -140,7 +140,9 @@ extension NodeProcess {
         let address = "\(configuration.witness)"
         switch control.witness {
         case .unknown: return NodeStatus.Witness(address: address, state: "unknown", silentSeconds: nil)
-        case .answering: return NodeStatus.Witness(address: address, state: "answering", silentSeconds: nil)
+        case .answering:
+            let state = control.grantRefusers.contains(.witness) ? "grantTooLong" : "answering"
+            return NodeStatus.Witness(address: address, state: state, silentSeconds: nil)
         case .silent(let since):
             return NodeStatus.Witness(
                 address: address, state: "silent", silentSeconds: Double(now - min(now, since)) / 1e9)

@@ -18,7 +18,7 @@ public struct NodeStatus: Codable, Sendable {
     }
     public struct Witness: Codable, Sendable {
         public var address: String
-        /// `unknown`, `answering`, `silent`, `empty`, `nameTaken`.
+        /// `unknown`, `answering`, `silent`, `empty`, `nameTaken`, `grantTooLong`.
         public var state: String
         public var silentSeconds: Double?
     }

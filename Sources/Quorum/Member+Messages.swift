@@ -116,7 +116,9 @@ extension Member {
             highestBallot = max(highestBallot, promised)
             lastRefusal = reason
             proposer.refused(by: voter, ballot, phase, reason, now: now)
-        case .leaseGranted(let number): lease.granted(by: voter, number: number)
+        case .leaseGranted(let number):
+            lease.granted(by: voter, number: number)
+            findsGrantTooLong[voter] = false
         case .leaseRefused(let number, let reason, let accepted):
             lease.answered(by: voter, number: number)
             // The witness accepted the other node's later epoch after that node's own disk had: two of three. So this node
@@ -127,14 +129,7 @@ extension Member {
                 depose(by: accepted, effects: &effects)
             }
             if reason == .roundFirst { owesRound = true }
-            if reason == .tooLong, !saidGrantTooLong {
-                saidGrantTooLong = true
-                effects.append(
-                    .log(
-                        .error,
-                        "the voter \(voter) does not grant for \(timing.grant / 1_000_000) ms: lower `grant` here, or "
-                            + "raise what that voter gives"))
-            }
+            if reason == .tooLong { findsGrantTooLong[voter] = true }
         case .status(let phase, let chosen, let witness):
             memory.witness.note(accepted: witness.accepted)
             memory.witness.note(promised: witness.promised)

@@ -38,6 +38,16 @@ extension Member {
             effects.append(.role(state))
         }
         sayWitness(effects: &effects)
+        sayGrantTooLong(effects: &effects)
+    }
+
+    /// Only as long as this node asks for leases: nobody else hears when that has been mended.
+    private mutating func sayGrantTooLong(effects: inout [MemberEffect]) {
+        if !isLeading { findsGrantTooLong = PerVoter(false) }
+        let refusing = Voter.allCases.filter { findsGrantTooLong[$0] }
+        guard refusing != grantTooLongSaid else { return }
+        grantTooLongSaid = refusing
+        effects.append(.grantTooLong(refusing))
     }
 
     private mutating func sayWitness(effects: inout [MemberEffect]) {

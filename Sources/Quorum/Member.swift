@@ -94,6 +94,8 @@ public struct Member: Sendable {
     var peerPhase = NodePhase.idle
     var peerChosen: Decision?
     var nameTakenBy: MirrorID?
+    /// Its last answer to a lease request was that it does not grant for so long.
+    var findsGrantTooLong = PerVoter<Bool>(false)
 
     // The data side.
     var log = MemberStart(state: nil, logComplete: false, lastEpoch: .none, lastSeq: .zero)
@@ -124,7 +126,7 @@ public struct Member: Sendable {
     var followingSaid = false
     var roleSaid: RoleState?
     var witnessSaid = WitnessState.unknown
-    var saidGrantTooLong = false
+    var grantTooLongSaid: [Voter] = []
     var loopback: [QuorumMessage] = []
 
     /// - Parameters:

@@ -205,6 +205,9 @@ public enum MemberEffect: Sendable {
     /// The role or its reason has changed.
     case role(RoleState)
     case witnessState(WitnessState)
+    /// These voters refuse this node the lease because it would have to be granted for longer than they grant. Others
+    /// that grant it are enough, until one of those is lost. Empty: none does.
+    case grantTooLong([Voter])
     case promotion(PromotionState)
     /// What the administrator asked for cannot be done, and why.
     case adminRefused(String)

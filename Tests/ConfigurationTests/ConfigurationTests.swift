@@ -104,6 +104,17 @@ extension String {
         #expect(mirror.name == "ledger" && mirror.addresses.count == 2)
         let witness = try WitnessConfiguration.load("/\(root)/etc/witness.toml")
         #expect(witness.listen.port == mirror.witness.port)
+        #expect(witness.longestGrantMilliseconds == mirror.timing.grantMilliseconds)
+    }
+
+    @Test func aWitnessIsToldItsLongestGrant() throws {
+        #expect(try WitnessConfiguration.parse("", file: "witness.toml").longestGrantMilliseconds == 4000)
+        let longer = "longestGrantMilliseconds = 9000"
+        #expect(try WitnessConfiguration.parse(longer, file: "witness.toml").longestGrantMilliseconds == 9000)
+        let error = #expect(throws: ConfigurationError.self) {
+            try WitnessConfiguration.parse("longestGrantMilliseconds = 9", file: "witness.toml")
+        }
+        #expect(error?.description.contains("longestGrantMilliseconds: 9 is below the minimum of 2000") == true)
     }
 
     @Test func aMissingFileIsNamed() {

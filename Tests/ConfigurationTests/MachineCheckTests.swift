@@ -147,6 +147,12 @@ func expect(
         for point in ["/", "/srv/counted", "/srv/free"] { #expect(mounts.at(point)?.enforcedQuotas == []) }
     }
 
+    @Test func aGrantThatTheWitnessMustKnowOfIsSaid() throws {
+        let longer = try site.findings(("[journal]", "[timing]\ngrantMilliseconds = 8000\n[journal]"))
+        expect(longer, .note, "timing.grantMilliseconds", "must grant for 8000 ms")
+        #expect(try site.findings().allSatisfy { !$0.place.contains("timing") })
+    }
+
     @Test func mountPointsWithBlanksAreUnderstood() {
         let mounts = Mounts(
             text: """

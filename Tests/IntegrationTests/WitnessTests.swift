@@ -1,4 +1,4 @@
-//  The third room is full of strangers.
+//  The third room: it grants less than it is asked for, it is full of strangers.
 import Format
 import Foundation
 import Rooms
@@ -6,6 +6,43 @@ import Testing
 
 extension WholeSystem {
     @Suite struct WitnessTests {
+        /// Restarts the witness with another longest grant.
+        private func restartWitness(_ cluster: Cluster, longestGrant: Int) throws {
+            try cluster.witnessProcess?.stop()
+            let setting = "s/^longestGrantMilliseconds.*/longestGrantMilliseconds = \(longestGrant)/"
+            try cluster.witness.succeed(["sed", "-i", setting, "/etc/lockstep/witness.toml"])
+            try cluster.startWitness()
+        }
+
+        /// The grant was made longer in the mirror's file alone: all is well as long as the other node grants.
+        @Test func aWitnessThatGrantsForLessTimeThanIsAskedForIsNamedInStatus() throws {
+            let configure = { Small.configuration($0) + "\n[timing]\ngrantMilliseconds = 8000\n" }
+            try Harness.withRooms(configure: configure) { cluster in
+                try restartWitness(cluster, longestGrant: 8000)
+                try cluster.witnessProcess?.stop()
+                try cluster.start()
+                let alpha = cluster.alpha
+                try cluster.waitFor(alpha, "hears the witness") {
+                    $0.witnessState == "answering" && $0.problem.isEmpty
+                }
+                try restartWitness(cluster, longestGrant: 4000)
+                let status = try cluster.waitFor(alpha, "is refused") { $0.witnessState == "grantTooLong" }
+                #expect(status.role == "PRIM" && status.color == "red")
+                #expect(status.problem.contains("longestGrantMilliseconds") && status.problem.contains("8000"))
+                let words = try alpha.room.run([
+                    Cluster.programs + "/lockstep", "status", "--config", Cluster.configurationFile, "--node", "alpha",
+                ])
+                #expect(words.status == 0 && words.output.contains("REFUSES the lease"))
+
+                try restartWitness(cluster, longestGrant: 9000)
+                try cluster.waitFor(alpha, "is granted the lease") {
+                    $0.witnessState == "answering" && $0.problem.isEmpty
+                }
+                try cluster.lose(cluster.beta)
+                try cluster.waitFor(alpha, "goes on alone") { $0.role == "ALONE" }
+            }
+        }
+
         /// The witness may have 300 descriptors, and more strangers than that say hello, stay, and call again when they
         /// are sent away. A vote is still written, and a node that comes back finds a place.
         @Test func failure38StrangersThatStayTakeNoVoteAway() throws {

@@ -12,6 +12,8 @@ private struct MemberBench {
     /// What the data side has been told of epochs.
     var epochs: [Decision] = []
     var additions = 0
+    /// Who was last said to refuse the lease because it is too long.
+    var refusers: [Voter] = []
     /// Lost on the way to the other voters.
     var loses: (QuorumMessage.Body) -> Bool = { _ in false }
 
@@ -36,6 +38,7 @@ private struct MemberBench {
             case .close(let reason): closes.append(reason)
             case .epochChanged(let decision): epochs.append(decision)
             case .inSyncChanged: additions += 1
+            case .grantTooLong(let voters): refusers = voters
             case .send(_, let message) where loses(message.body): break
             case .send(let voter, let message):
                 var answers: [AcceptorEffect] = []
@@ -64,6 +67,18 @@ private struct MemberBench {
             now += 50 * ms
             step(.tick)
         }
+    }
+
+    /// The voter's process is restarted with another longest grant.
+    mutating func restart(_ voter: Voter, longestGrant: UInt64) {
+        var timing = QuorumTiming()
+        timing.grant = longestGrant
+        var acceptor = Acceptor(
+            voter: voter, state: voters[voter]?.state, timing: timing, startedAt: now, seed: 6)
+        var effects: [AcceptorEffect] = []
+        acceptor.start(effects: &effects)
+        voters[voter] = acceptor
+        carryOut(effects, of: voter)
     }
 
     mutating func say(_ voter: Voter, _ body: QuorumMessage.Body) {
@@ -144,6 +159,26 @@ private struct MemberBench {
         #expect(bench.member.mode == .handedOver(until: bench.now + 1000 * ms, stop: stop))
         bench.run(milliseconds: 10_000)
         #expect(bench.member.mode == (stop ? .stopped(diskFailed: false) : .serving))
+    }
+
+    /// One voter that grants is enough, until it is lost. So whoever refuses for good is named at once, and as long as
+    /// it does; not by a node that asks no more, which would never hear that it was mended.
+    @Test func aVoterThatGrantsForLessTimeThanIsAskedForIsNamed() {
+        var bench = MemberBench()
+        bench.run(milliseconds: 10_000)
+        #expect(bench.member.mode == .serving && bench.refusers == [])
+        bench.restart(.witness, longestGrant: 3500 * ms)
+        bench.run(milliseconds: 2000)
+        #expect(bench.refusers == [.witness] && bench.member.mode == .serving && bench.member.hasLease)
+        bench.restart(.b, longestGrant: 3500 * ms)
+        bench.run(milliseconds: 5000)
+        #expect(bench.refusers == [.b, .witness] && bench.member.isFrozen)
+        bench.restart(.witness, longestGrant: 9000 * ms)
+        bench.run(milliseconds: 2000)
+        #expect(bench.refusers == [.b] && !bench.member.isFrozen)
+        bench.step(.requestStop)
+        bench.step(.drained)
+        #expect(bench.refusers == [])
     }
 
     @Test func aDirectoryThatWasTakenAwayIsServedAnew() throws {

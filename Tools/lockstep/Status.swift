@@ -163,6 +163,8 @@ struct StatusText {
         case "answering": "\(status.witness.address), answering"
         case "silent": "\(status.witness.address), silent for \(Units.duration(status.witness.silentSeconds ?? 0))"
         case "empty": "\(status.witness.address), has no memory yet"
+        case "grantTooLong":
+            "\(status.witness.address), REFUSES the lease: grantMilliseconds is longer than it grants; see problem"
         case "nameTaken":
             "\(status.witness.address), REFUSES: it serves another mirror of this name; rename one of the two"
         default: "\(status.witness.address), not heard yet"

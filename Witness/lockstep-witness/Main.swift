@@ -38,19 +38,19 @@ struct LockstepWitness: ParsableCommand {
 
     @Option(
         name: .long,
-        help: "The longest grant it gives, in ms; after a restart it promises nothing for as long.")
-    var longestGrant: UInt32 = 4000
+        help: "The longest grant it gives, in ms (default: 4000); after a restart it promises nothing for as long.")
+    var longestGrant: UInt32?
 
     func run() throws {
-        let (address, directory, level) = try settings()
+        let (address, directory, level, grant) = try settings()
         LoggingSystem.bootstrap { label in
             var handler = StreamLogHandler.standardError(label: label)
             handler.logLevel = level
             return handler
         }
         var timing = QuorumTiming()
-        timing.grant = BootNanoseconds(longestGrant) * 1_000_000
-        if let problem = timing.problems().first { throw ValidationError("--longest-grant: \(problem)") }
+        timing.grant = BootNanoseconds(grant) * 1_000_000
+        if let problem = timing.problems().first { throw ValidationError("the longest grant: \(problem)") }
         let chosenTiming = timing
         let logger = Logger(label: "lockstep-witness")
         let signals = StopSignals()
@@ -107,16 +107,18 @@ struct LockstepWitness: ParsableCommand {
         return connections
     }
 
-    private func settings() throws -> (SocketAddress, String, Logger.Level) {
+    private func settings() throws -> (SocketAddress, String, Logger.Level, longestGrant: UInt32) {
         var endpoint = Endpoint("0.0.0.0:7401")
         var directory = "/var/lib/lockstep-witness"
         var level = Logger.Level.info
+        var grant: UInt32 = 4000
         do {
             if let config {
                 let file = try WitnessConfiguration.load(config)
                 endpoint = file.listen
                 directory = file.state
                 level = Logger.Level(rawValue: file.logLevel.rawValue) ?? .info
+                grant = UInt32(file.longestGrantMilliseconds)
             }
         } catch {
             FileHandle.standardError.write(Data("lockstep-witness: \(error)\n".utf8))
@@ -133,6 +135,6 @@ struct LockstepWitness: ParsableCommand {
         guard let endpoint, let address = SocketAddress(endpoint.host, port: endpoint.port) else {
             throw ValidationError("--listen: write an address with a port, for example 0.0.0.0:7401 or [::]:7401")
         }
-        return (address, directory, level)
+        return (address, directory, level, longestGrant ?? grant)
     }
 }

@@ -338,6 +338,7 @@ final class World {
         case .log(let level, let text):
             say("\(node.node) \(level): \(text)")
         case .witnessState(let state): say("\(node.node) witness \(state)")
+        case .grantTooLong(let voters): say("\(node.node) is granted too little by \(voters)")
         case .promotion(let state):
             node.promotion = state
             say("\(node.node) promotion \(state)")
