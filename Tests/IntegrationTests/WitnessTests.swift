@@ -1,4 +1,4 @@
-//  The third room: it grants less than it is asked for, it is full of strangers.
+//  The third room: it moves, it grants less than it is asked for, it is full of strangers.
 import Format
 import Foundation
 import Rooms
@@ -40,6 +40,50 @@ extension WholeSystem {
                 }
                 try cluster.lose(cluster.beta)
                 try cluster.waitFor(alpha, "goes on alone") { $0.role == "ALONE" }
+            }
+        }
+
+        /// In the order that docs/operations.md gives: no step leaves a node with its own vote alone.
+        @Test func aWitnessMovesWhileTheServiceGoesOn() throws {
+            try Harness.withCluster(configure: Small.configuration) { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let (alpha, beta) = (cluster.alpha, cluster.beta)
+                let old = try #require(cluster.witnessProcess)
+                let new = try cluster.witness.start(
+                    [
+                        Cluster.programs + "/lockstep-witness", "--listen", "0.0.0.0:7402", "--state",
+                        "/var/lib/lockstep-witness/moved",
+                    ], as: "witness-moved")
+                for node in cluster.nodes {
+                    try node.room.succeed(["sed", "-i", "s/:7401/:7402/", Cluster.configurationFile])
+                }
+
+                try #require(cluster.daemon(beta)).stop(within: 60)
+                try cluster.waitFor(alpha, "goes on alone") { $0.role == "ALONE" }
+                try client.waitForTransfers(within: Small.stepSecondsMax)
+                try cluster.startDaemon(beta)
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try cluster.waitFor(beta, "finds the new witness empty") { $0.witnessState == "empty" }
+
+                try cluster.lockstep(alpha, ["swap"])
+                try cluster.waitUntilServing(beta, within: Small.stepSecondsMax)
+                try cluster.waitFor(beta, "has the new witness's vote") { $0.witnessState == "answering" }
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+
+                try #require(cluster.daemon(alpha)).stop(within: 60)
+                try cluster.waitFor(beta, "goes on alone") { $0.role == "ALONE" }
+                try client.waitForTransfers(within: Small.stepSecondsMax)
+                try cluster.startDaemon(alpha)
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+
+                try old.stop()
+                try cluster.lose(beta)
+                try cluster.waitUntilServing(alpha, within: Small.stepSecondsMax)
+                try client.waitForTransfers(within: Small.stepSecondsMax)
+                try cluster.bringBack(beta)
+                try cluster.expectWellAfterwards(client, guardian)
+                try #require(new.isRunning)
             }
         }
 
