@@ -19,6 +19,7 @@ public struct StartError: Error, CustomStringConvertible, Sendable {
 /// `lockstepd`: one mirror on one node, from its start to its end.
 ///
 /// ```
+///  lock ─▶ what an earlier process left is removed ─▶
 ///  votes on disk? ─yes─▶ data plane (recovery, replay) ─▶ member starts ─▶ connections
 ///       │ no
 ///       └─ prepared to join? ─yes─▶ member waits to be seeded ─▶ journal made ─▶ data plane ─▶ data connection
@@ -89,6 +90,7 @@ public final class NodeProcess: @unchecked Sendable {
         DescriptorLimit.raise(to: NodeProcess.descriptors)
         try makeDirectories()
         try lockState()
+        Service.removeLeftovers(configuration, node: node, logger: logger)
         let votes = VoteFile(path: StateFiles.votes(configuration))
         let state = try votes.load()
         let hasJournal = unsafe access(StateFiles.journal(configuration), F_OK) == 0
@@ -123,6 +125,20 @@ public final class NodeProcess: @unchecked Sendable {
         }
         try startControl(votes: votes, state: trusted(state, summary), summary: summary)
         if summary != nil { try connectData() }
+    }
+
+    /// `lockstepd --clean-up`, for the unit to run when the daemon has ended in whatever way: what it left on this
+    /// machine goes now, and not only with the next start.
+    ///
+    /// - Throws: when a daemon of this mirror runs here.
+    public static func cleanUp(_ configuration: MirrorConfiguration, node: NodeID, logger: Logger) throws {
+        // A state directory that cannot be opened may be why the daemon has ended: no reason to leave its application.
+        let descriptor = unsafe open(StateFiles.lock(configuration), O_RDWR | O_CLOEXEC)
+        defer { if descriptor >= 0 { close(descriptor) } }
+        if descriptor >= 0, clinux_lock_exclusive(descriptor) < 0 {
+            throw StartError("lockstepd runs here for mirror \(configuration.name): nothing was removed")
+        }
+        Service.removeLeftovers(configuration, node: node, logger: logger)
     }
 
     /// The votes, unless the plain files remember a later process on them: then they were put back to an older state, what
@@ -239,7 +255,6 @@ public final class NodeProcess: @unchecked Sendable {
                         configuration: configuration, node: node, control: reactor.handle, logger: logger,
                         onState: { state, text in box.value.control.applicationChanged(state, text) },
                         onCheckFailed: { text in box.value.control.applicationFailed(text) })
-                    service.cleanUp()
                     control.service = service
                     control.onRole = { role in box.value.roleChanged(role) }
                     control.onSeeded = { state in box.value.seeded(state) }

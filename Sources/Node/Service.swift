@@ -1,6 +1,7 @@
 import Configuration
 import Dispatch
 import Format
+import Fuse
 import Logging
 import Ring
 import Synchronization
@@ -10,7 +11,7 @@ import Takeover
 /// or frozen when not. Orders come from the control thread; scripts run on a thread of their own, in order.
 ///
 /// If the process dies anywhere here, the kernel drops the addresses with their lifetime, and the next start kills what
-/// is left in the control group before it starts anything.
+/// is left in the control group before it does anything else (`removeLeftovers`).
 final class Service: Sendable {
     enum ApplicationState: String, Sendable, Codable {
         case none, starting, running, failed, stopping, stopped, frozen
@@ -36,7 +37,7 @@ final class Service: Sendable {
         onState: @escaping @Sendable (ApplicationState, String) -> Void,
         onCheckFailed: @escaping @Sendable (String) -> Void
     ) throws {
-        let own = try configuration.addresses.map { try ServiceAddress($0.text, interface: $0.interface(on: node)) }
+        let own = try Service.addresses(configuration, node)
         addresses = try AddressManager(addresses: own, logger: logger)
         announcer = try Announcer(addresses: own, logger: logger)
         application = try configuration.application.map { application in
@@ -52,8 +53,7 @@ final class Service: Sendable {
             settings.checkTimeoutMilliseconds = application.checkTimeoutSeconds * 1000
             settings.checkFailuresMaximum = application.checkFailuresMaximum
             settings.user = application.user
-            let group = try ControlGroup(
-                name: "\(configuration.name)-\(configuration.node(node).name)", logger: logger)
+            let group = try ControlGroup(name: Service.groupName(configuration, node), logger: logger)
             return Application(settings: settings, group: group, logger: logger)
         }
         scripts = try WorkerPool(threads: 1, name: "scripts")
@@ -64,13 +64,38 @@ final class Service: Sendable {
         self.onCheckFailed = onCheckFailed
     }
 
-    /// Removes what an earlier life of this node left: addresses and processes.
-    func cleanUp() {
+    private static func groupName(_ configuration: MirrorConfiguration, _ node: NodeID) -> String {
+        "\(configuration.name)-\(configuration.node(node).name)"
+    }
+
+    private static func addresses(
+        _ configuration: MirrorConfiguration, _ node: NodeID
+    ) throws(TakeoverError) -> [ServiceAddress] {
+        try configuration.addresses.map { address throws(TakeoverError) in
+            try ServiceAddress(address.text, interface: address.interface(on: node))
+        }
+    }
+
+    /// Removes what an earlier life of this node left on this machine: its addresses, the processes of its application,
+    /// its mount. One part that fails is logged, and leaves the others to be done.
+    ///
+    /// The application has lost its files and its address with its daemon, but it still runs, and so does the one in
+    /// the other room by now. So this comes BEFORE all that can fail or take long in a start: a node that never gets
+    /// any further must not keep it alive.
+    static func removeLeftovers(_ configuration: MirrorConfiguration, node: NodeID, logger: Logger) {
         do {
-            _ = try addresses.removeLeftovers()
-            if let left = try application?.kill(), !left.isEmpty {
-                logger.error("processes of the application are stuck in the kernel and could not be killed: \(left)")
-            }
+            try AddressManager(addresses: addresses(configuration, node), logger: logger).removeLeftovers()
+        } catch {
+            logger.error("\(error)")
+        }
+        do {
+            // Also where the configuration names no application any more.
+            let group = try ControlGroup.left(name: groupName(configuration, node), logger: logger)
+            try group?.kill(milliseconds: 0)
+            // Who waits in a request for the mirrored directory dies when that has gone.
+            MountGuard.clear(configuration.path)
+            guard let left = try group?.kill(), !left.isEmpty else { return }
+            logger.error("processes of the application are stuck in the kernel and could not be killed: \(left)")
         } catch {
             logger.error("\(error)")
         }

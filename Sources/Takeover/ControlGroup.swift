@@ -58,6 +58,12 @@ public final class ControlGroup: Sendable {
         frozen.store((try? readFile(path + "/cgroup.freeze"))?.first == "1", ordering: .sequentiallyConsistent)
     }
 
+    /// The group of that name which an earlier run left, with all that is in it; nil if there is none.
+    public static func left(name: String, logger: Logger) throws(TakeoverError) -> ControlGroup? {
+        guard let mount = try? findMount(), unsafe access(mount + "/lockstep/" + name, F_OK) == 0 else { return nil }
+        return try ControlGroup(name: name, logger: logger)
+    }
+
     /// Whether the group has been told to freeze.
     public var isFrozen: Bool { frozen.load(ordering: .sequentiallyConsistent) }
 

@@ -29,6 +29,14 @@ struct Lockstepd: ParsableCommand {
     @Option(name: .long, help: "How the journal is written: auto, io_uring or libaio (default: as configured).")
     var engine: String?
 
+    @Flag(
+        name: .long,
+        help: """
+            Only remove what a daemon that has ended left on this machine: the processes of its application, its \
+            addresses, its mount.
+            """)
+    var cleanUp = false
+
     func run() throws {
         var settings: MirrorConfiguration
         let identity: MirrorConfiguration.Node
@@ -56,6 +64,15 @@ struct Lockstepd: ParsableCommand {
         var logger = Logger(label: "lockstepd")
         logger[metadataKey: "mirror"] = "\(settings.name)"
         logger[metadataKey: "node"] = "\(identity.name)"
+        if cleanUp {
+            do {
+                try NodeProcess.cleanUp(settings, node: identity.id, logger: logger)
+                return
+            } catch {
+                logger.error("\(error)")
+                throw ExitCode(1)
+            }
+        }
         let signals = StopSignals()
         do {
             let process = try NodeProcess(configuration: settings, node: identity.id, logger: logger)

@@ -141,6 +141,46 @@ extension WholeSystem {
             return Set(try node.room.run(["cat", group + "/cgroup.procs"]).output.split(separator: "\n"))
         }
 
+        /// The daemon is killed; the other node takes over; here the next daemon does not get far. What runs on must not
+        /// be the application.
+        @Test func failure26AnApplicationDoesNotOutliveItsDaemonWhereTheNextOneDoesNotStart() throws {
+            try Harness.withRooms(configure: Small.configuration) { cluster in
+                for node in cluster.nodes {
+                    // One that runs without its directory, too.
+                    let simple = "printf '#!/bin/sh\\nsleep 1000 &\\n' > $0 && chmod 755 $0"
+                    try node.room.succeed(["sh", "-c", simple, "/etc/lockstep/ledger/start"])
+                }
+                try cluster.start()
+                let (alpha, beta) = (cluster.alpha, cluster.beta)
+                try waitUntil("the application runs", within: 20) { try !processes(cluster, on: alpha).isEmpty }
+                let votes = "/var/lib/lockstep/ledger/votes"
+                try #require(cluster.daemon(alpha)).killNow()
+                #expect(try !processes(cluster, on: alpha).isEmpty)
+                try alpha.room.succeed(["mv", votes, votes + ".away"])
+                #expect(try cluster.startDaemon(alpha).waitForEnd(within: 30) == 1)
+                #expect(try processes(cluster, on: alpha) == [])
+
+                // The same without a start, as the unit does it; but nothing of a daemon that lives.
+                try cluster.waitUntilServing(beta, within: Small.stepSecondsMax)
+                try waitUntil("the application runs", within: 20) { try !processes(cluster, on: beta).isEmpty }
+                let cleaning = [
+                    Cluster.programs + "/lockstepd", "--config", Cluster.configurationFile, "--node", "beta",
+                    "--clean-up",
+                ]
+                let refused = try beta.room.run(cleaning)
+                #expect(refused.status == 1 && refused.error.contains("nothing was removed"))
+                #expect(try !processes(cluster, on: beta).isEmpty)
+                try #require(cluster.daemon(beta)).killNow()
+                #expect(try beta.room.run(cleaning).status == 0)
+                #expect(try processes(cluster, on: beta) == [])
+                #expect(!cluster.addressHolders().map(\.name).contains("beta"))
+
+                try alpha.room.succeed(["mv", votes + ".away", votes])
+                for node in cluster.nodes { try cluster.startDaemon(node) }
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+            }
+        }
+
         /// The other node is lost and not recorded as lost yet: it cannot take the application, which is started again
         /// here.
         @Test func failure26AnApplicationThatNobodyCanTakeIsStartedAgainHere() throws {
