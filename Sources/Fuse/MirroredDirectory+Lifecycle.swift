@@ -63,7 +63,6 @@ extension MirroredDirectory {
         let regular = inodes.all.lazy.filter { $0.isRegular }.map(\.file)
         let files = Array(regular.prefix(MirroredDirectory.invalidationsMax))
         let minor = session.minor
-        let device = session.deviceMinor
         let mountPoint = mountPoint
         let handle = reactor.handle
         let carried = Carried<(MirroredDirectory, () -> Void)>((self, then))
@@ -71,8 +70,6 @@ extension MirroredDirectory {
         pool.submit {
             connection.invalidate(files, minor: minor)
             MountTable.detach(mountPoint)
-            // Somebody may have detached it from its place before, and go on using what he has open.
-            if let device { MountTable.abort(device) }
             handle.post {
                 guard let (directory, then) = carried.take() else { return }
                 directory.session?.end("dismounted")
@@ -97,7 +94,8 @@ extension MirroredDirectory {
         let carried = Carried<(MirroredDirectory, (FuseMountError?) -> Void)>((self, then))
         pool.submit {
             // What lies below it is never taken away.
-            let isSeen = MountTable.mounts(at: mountPoint).last?.minor == device
+            let table = device == nil ? nil : MountTable.mountsIfReadable(at: mountPoint)
+            let isSeen = table.map { $0.last?.minor == device } ?? true
             let result = isSeen ? unsafe clinux_unmount(mountPoint, 0, 0) : -EINVAL
             let users = result == -EBUSY ? MountTable.users(of: mountPoint) : []
             handle.post {
@@ -132,7 +130,8 @@ extension MirroredDirectory {
         let handle = reactor.handle
         let carried = Carried<(MirroredDirectory, (Bool) -> Void)>((self, then))
         pool.submit {
-            let isSeen = MountTable.mounts(at: mountPoint).contains { $0.minor == device }
+            // Not known is not gone.
+            let isSeen = MountTable.mountsIfReadable(at: mountPoint)?.contains { $0.minor == device } ?? true
             handle.post {
                 guard let (directory, then) = carried.take(), directory.session != nil else { return }
                 then(isSeen)

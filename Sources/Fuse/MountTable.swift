@@ -13,9 +13,12 @@ enum MountTable {
     }
 
     /// Mounts at exactly this path, the lowest first.
-    static func mounts(at path: String) -> [Entry] {
+    static func mounts(at path: String) -> [Entry] { mountsIfReadable(at: path) ?? [] }
+
+    /// The same; nil when the table cannot be read to its end.
+    static func mountsIfReadable(at path: String) -> [Entry]? {
         let wanted = normalised(path)
-        return entries(read("/proc/self/mountinfo") ?? "").filter { $0.mountPoint == wanted }
+        return read("/proc/self/mountinfo").map { entries($0).filter { $0.mountPoint == wanted } }
     }
 
     /// Lines like `36 35 0:52 / /srv/ledger rw,noatime shared:1 - fuse.lockstep ledger rw,user_id=0`.
@@ -122,9 +125,10 @@ enum MountTable {
         var piece = [UInt8](repeating: 0, count: 65_536)
         while bytes.count < 16 << 20 {
             let count = unsafe piece.withUnsafeMutableBytes { unsafe Glibc.read(descriptor, $0.baseAddress, $0.count) }
-            guard count > 0 else { break }
+            guard count >= 0 else { return nil }
+            if count == 0 { return String(decoding: bytes, as: UTF8.self) }
             bytes += piece[..<count]
         }
-        return String(decoding: bytes, as: UTF8.self)
+        return nil
     }
 }

@@ -36,8 +36,6 @@ extension DataPlane {
     static let journalStallSeconds: UInt64 = 10
     /// Plain files. Longer: to remove one very large file may take a while, in one room more than in the other.
     static let filesStallSeconds: UInt64 = 60
-    /// Plain files of a node that has taken over and cannot open before they are up to date: nobody is served meanwhile.
-    static let openingStallSeconds: UInt64 = 20
 
     /// A primary whose disk hangs gives the service to the other node, which has everything. Alone it waits: nobody could
     /// do better. So does one that has taken over and cannot open, because what it inherited does not get into its files.
@@ -54,11 +52,8 @@ extension DataPlane {
         if journalWatch.look(own: log.core.ownDurable, other: durable, now: now) {
             return failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
         }
-        // Full or not, nothing is served from it.
-        if openingWatch.look(own: log.applied, other: isOpening ? follower?.applied : nil, now: now) {
-            return failed(.hangs(configuration.backing, seconds: DataPlane.openingStallSeconds))
-        }
-        let applied = fullAt == nil ? follower?.applied : nil
+        // A full disk serves what needs no room; one that is not open serves nothing.
+        let applied = fullAt == nil || isOpening ? follower?.applied : nil
         if filesWatch.look(own: log.applied, other: applied, now: now) {
             failed(.hangs(configuration.backing, seconds: DataPlane.filesStallSeconds))
         }

@@ -134,13 +134,18 @@ struct VerifyMemory: Codable, Sendable {
 struct VerifyDirectories {
     /// Names of one question.
     var namesOfPart: UInt64 = 4096
-    /// Questions for one directory; in larger ones each covers more names: reading them all takes longer by then than
-    /// opening the chosen ones.
+    /// Questions for one directory; in larger ones each covers more names, because each reads all of them.
     var partsLimit: UInt64 = 32
+    /// But no more than so many: each is opened, and whoever changes a name of the directory waits for the answer.
+    var namesOfPartLimit: UInt64 = 16_384
     /// Names asked for one by one: half of what fits, because a hash does not divide evenly.
     var namesOfAnswer = UInt64(VerifyCheck.entryLimit / 2)
 
-    func parts(names: UInt64) -> UInt64 { min(max(1, (names + namesOfPart - 1) / namesOfPart), partsLimit) }
+    func parts(names: UInt64) -> UInt64 {
+        let small = (names + namesOfPart - 1) / namesOfPart
+        let few = (names + namesOfPartLimit - 1) / namesOfPartLimit
+        return max(1, min(small, partsLimit), few)
+    }
 
     /// - Parameter names: of all groups of an answer together.
     func answers(names: UInt64) -> UInt64 {

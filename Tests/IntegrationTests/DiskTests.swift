@@ -260,7 +260,7 @@ extension WholeSystem {
                         $0.color == "orange" && $0.explanation.contains("not open yet") && !$0.holdsAddress
                     }
                     try cluster.startDaemon(cluster.alpha)
-                    try cluster.waitFor(cluster.alpha, "serves", within: 90) { $0.serves }
+                    try cluster.waitFor(cluster.alpha, "serves", within: 120) { $0.serves }
                     try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
                     let status = try #require(cluster.status(cluster.beta), "beta's daemon hangs with its disk")
                     try #require(status.problem.contains("hangs"), "\(status.problem)")
