@@ -64,6 +64,9 @@ extension Journal {
         }
     }
 
+    /// Writes the superblock as it is: `completion` when the disk has taken it. Never called after a failure.
+    public func askDisk(completion: @escaping () -> Void) { editSuperblock({ _ in }, completion: completion) }
+
     // MARK: checkpoint
 
     /// The plain files hold everything up to `seq` on their disk (syncfs has returned, for a seq sampled before it).

@@ -28,6 +28,21 @@ struct StallWatch {
         }
         return now - begun > limit
     }
+
+    /// How long it has stood still behind the other one at the last look, in nanoseconds.
+    func stood(at now: UInt64) -> UInt64 { since.map { now - $0 } ?? 0 }
+}
+
+/// A small write to the journal's disk, while the plain files do not get on. That disk holds the file table as well: a
+/// thread that waits for it there looks like slow plain files, while nothing is under way to the journal that would show
+/// which one hangs.
+enum JournalQuestion {
+    case none
+    case asked(at: UInt64)
+    case answered(at: UInt64)
+
+    /// Between an answer and the next question, and before the first, in nanoseconds.
+    static let pauseNanoseconds: UInt64 = 2_000_000_000
 }
 
 extension DataPlane {
@@ -55,7 +70,20 @@ extension DataPlane {
         // A full disk serves what needs no room; one that is not open serves nothing.
         let applied = fullAt == nil || isOpening ? follower?.applied : nil
         if filesWatch.look(own: log.applied, other: applied, now: now) {
-            failed(.hangs(configuration.backing, seconds: DataPlane.filesStallSeconds))
+            return failed(.hangs(configuration.backing, seconds: DataPlane.filesStallSeconds))
+        }
+        if filesWatch.stood(at: now) > JournalQuestion.pauseNanoseconds { askJournal(now) }
+    }
+
+    private func askJournal(_ now: UInt64) {
+        switch journalQuestion {
+        case .asked(let moment):
+            guard now - moment > journalWatch.limit else { return }
+            failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
+        case .answered(let moment) where now - moment < JournalQuestion.pauseNanoseconds: return
+        case .none, .answered:
+            journalQuestion = .asked(at: now)
+            journal.askDisk { [unowned self] in journalQuestion = .answered(at: reactor.now) }
         }
     }
 }

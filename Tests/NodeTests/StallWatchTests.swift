@@ -1,7 +1,11 @@
 import Format
+import Glibc
+import Ring
 import Testing
 
+@testable import Journal
 @testable import Node
+@testable import Tree
 
 @Suite struct StallWatchTests {
     private func seq(_ value: UInt64) -> Seq { Seq(rawValue: value) }
@@ -23,5 +27,45 @@ import Testing
         // It stands still, since 99.
         for time in 101...115 { look(UInt64(time), 11, 1000) }
         #expect(found.first == 110, "\(found)")
+    }
+
+    /// The file table is on the journal's disk. When that hangs, a thread that applies may be the first one to wait for it,
+    /// and nothing is under way to the journal: the application waits for the table then.
+    @Test(arguments: [true, false])
+    func failure24AThreadThatWaitsForTheDiskOfTheJournalIsNoSlowPlainFile(journalHangs: Bool) throws {
+        let pair = try Pair()
+        pair.connect()
+        pair.serve(pair.a, epoch: 1)
+        pair.admit(to: pair.a, epoch: 1)
+        pair.settle()
+        pair.a.call { $0.holdsCheckpoints = true }
+        pair.a.wait("quiet") { !$0.checkpointRunning && !$0.journal.superblockWriting }
+        let tree = pair.a.call { plane in
+            plane.journalWatch = StallWatch(seconds: 1)
+            // Its writes never end.
+            if journalHangs { plane.journal.superblockWriting = true }
+            return plane.tree
+        }
+        let (isHeld, isReleased) = (Flag(), Flag())
+        let holder = try WorkerPool(threads: 1, name: "holder")
+        holder.submit {
+            tree.state.withLock { _ in
+                isHeld.set()
+                while !isReleased.isSet { usleep(1000) }
+            }
+        }
+        while !isHeld.isSet { usleep(1000) }
+        _ = pair.a.create("file")
+        let seq = pair.a.call { $0.log.lastSeq }
+        pair.b.wait("applied") { $0.log.applied >= seq }
+        for _ in 0..<50 where pair.a.problems.isEmpty { usleep(100_000) }
+        let problems = pair.a.problems
+        isReleased.set()
+        holder.shutdown()
+        if journalHangs {
+            #expect(problems.count == 1 && problems.allSatisfy { $0.contains("/state/journal hangs") }, "\(problems)")
+        } else {
+            #expect(problems == [])
+        }
     }
 }
