@@ -341,6 +341,11 @@ final class MirrorLog {
         return journalQueue.count < before
     }
 
+    /// Whether more images are about to come. Nobody waits for one: so many go together, or each batch of a few would cost
+    /// a flush in both rooms and a round trip.
+    var awaitsImages: (() -> Bool)?
+    static let imageBatchBytes = 256 << 10
+
     /// Closes the open batch if the way is free. Runs at the end of every turn of the loop.
     private func ship(force: Bool = false) {
         guard role == .primary, !open.isEmpty else { return }
@@ -361,6 +366,7 @@ final class MirrorLog {
     /// is large enough to be worth a flush of its own. Without that a crowd of writers drifts apart into batches of one
     /// record, each with the price of a flush and a round trip.
     private var isWorthShipping: Bool {
+        if open.changes == 0, open.byteCount < MirrorLog.imageBatchBytes, awaitsImages?() ?? false { return false }
         let batches = journal.batchesInFlight
         let recordsUnderWay = Int(core.last.rawValue - core.ownDurable.rawValue)
         return batches == 0 || batches < MirrorLog.journalWritesInFlight && 2 * open.count >= recordsUnderWay
@@ -430,6 +436,11 @@ final class MirrorLog {
     static let handOverRecords = 64
     static let handOverBytes = 1 << 20
 
+    /// The same is not worth waiting for when a resynchronisation ends with it.
+    var handsOverAtOnce = false {
+        didSet { if handsOverAtOnce { handOver() } }
+    }
+
     private func handOver(now: Bool = false) {
         // Nothing reaches the plain files before it is on every in-sync disk, this one included.
         let reached = min(committed, core.ownDurable)
@@ -444,8 +455,8 @@ final class MirrorLog {
         guard count > 0 else { return }
         let time = reactor.now
         guard
-            now || !applyWaiters.isEmpty || records >= MirrorLog.handOverRecords || bytes >= MirrorLog.handOverBytes
-                || time >= lastHandOver + handOverNanoseconds
+            now || handsOverAtOnce || !applyWaiters.isEmpty || records >= MirrorLog.handOverRecords
+                || bytes >= MirrorLog.handOverBytes || time >= lastHandOver + handOverNanoseconds
         else { return handOverLater() }
         lastHandOver = time
         for batch in unapplied[..<count] { handedOver.append((batch.lastSeq, batch.header.closedAt)) }

@@ -77,7 +77,7 @@ extension NodeProcess {
         var report = PromotionReport(
             node: name(node), otherNode: name(node.peer), refusal: nil, lastRecord: facts?.lastSeq.rawValue ?? 0,
             lastRecordEpoch: facts?.lastEpoch.rawValue ?? 0,
-            lastRecordTime: date.map { ISO8601DateFormatter().string(from: $0) },
+            lastRecordTime: date.map { $0.formatted(.iso8601) },
             lastRecordAgeSeconds: date.map { Date().timeIntervalSince($0) }, knownDecision: known?.sequence ?? 0,
             knownEpoch: known?.epoch.rawValue ?? 0, knownPrimary: known.map { name($0.primary) },
             knownInSync: known.map { set in NodeID.allCases.filter { set.inSync.contains($0) }.map(name) } ?? [],

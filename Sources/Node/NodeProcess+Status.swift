@@ -43,7 +43,7 @@ extension DataPlane {
     }
 
     private func date(_ nanoseconds: Int64) -> String {
-        ISO8601DateFormatter().string(from: Date(timeIntervalSince1970: Double(nanoseconds) / 1e9))
+        Date(timeIntervalSince1970: Double(nanoseconds) / 1e9).formatted(.iso8601)
     }
 
     private func words(_ statement: PermanentStatement) -> String {

@@ -7,6 +7,8 @@ import Format
     private var meta = ByteWriter()
     /// Bytes gathered in the arena behind the last taken region, whole pages.
     private(set) var gatheredBytes = 0
+    /// Records of changes; the others are images.
+    private(set) var changes = 0
     /// The place offered for the next payload, and how long it may be.
     private var offered: (place: UnsafeMutableRawPointer, bytes: Int)?
 
@@ -14,6 +16,7 @@ import Format
 
     var isEmpty: Bool { records.isEmpty }
     var count: Int { records.count }
+    var byteCount: Int { meta.count + gatheredBytes }
     /// Whether one more record of any kind fits: the largest is a record with all its xattrs, far below the limit's
     /// headroom, so closing at three quarters always leaves room.
     var isFull: Bool {
@@ -31,6 +34,7 @@ import Format
         meta.put(raw: [UInt8](repeating: 0, count: BatchHeader.byteCount))
         // An offered place stays good: closing takes exactly what was gathered before it.
         gatheredBytes = 0
+        changes = 0
     }
 
     /// Where a payload of up to `bytes` may be read to; nil when the arena is used up.
@@ -50,6 +54,7 @@ import Format
     mutating func addPayload(_ body: RecordBody, length: Int, time: Int64, isImage: Bool = false) {
         guard let (place, room) = unsafe offered else { preconditionFailure("a payload without a place") }
         precondition(length > 0 && length <= room && length <= RecordLimits.payloadBytes, "impossible payload length")
+        if !isImage { changes += 1 }
         let payload = unsafe UnsafeRawBufferPointer(start: place, count: length)
         var record = Record(time: time, body: body, isImage: isImage)
         if length <= RecordLimits.inlinePayloadBytes {
@@ -66,6 +71,7 @@ import Format
     /// Adds a record without a payload.
     mutating func add(_ body: RecordBody, time: Int64, isImage: Bool = false) {
         let record = Record(time: time, body: body, isImage: isImage)
+        if !isImage { changes += 1 }
         records.append(unsafe record.encode(into: &meta))
     }
 

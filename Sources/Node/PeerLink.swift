@@ -724,6 +724,8 @@ final class PeerLink {
     /// A commit notice of its own leaves only when no batch has carried the news for so long: the follower is in no hurry
     /// to apply, and a message for each write would wake it in the middle of the next one.
     static let commitMilliseconds = 4
+    /// The follower waits for the last records of a resynchronisation to be applied.
+    var tellsCommitsAtOnce = false
     private var isCommitPlanned = false
     private var commitReached: Seq? { log.core.follower.map { min(log.committed, $0.sent) } }
 
@@ -731,6 +733,7 @@ final class PeerLink {
         guard stage == .streaming, !isCommitPlanned, let reached = commitReached, reached > lastCommitSent else {
             return
         }
+        guard !tellsCommitsAtOnce else { return sendCommit(heartbeat: false) }
         isCommitPlanned = true
         _ = log.reactor.after(milliseconds: PeerLink.commitMilliseconds) { [self] in
             isCommitPlanned = false

@@ -65,6 +65,7 @@ final class ResyncFollower: ResyncSession {
         guard !isCancelled else { return }
         isCancelled = true
         waiting.removeAll()
+        plane.log.handsOverAtOnce = false
         if phase == .waiting { plane.holdsCheckpoints = false }
     }
 
@@ -194,6 +195,7 @@ final class ResyncFollower: ResyncSession {
             answerProbes()
         case .resyncEnd(start.number, let seq):
             endSeq = seq
+            plane.log.handsOverAtOnce = true
             finish()
         default: return
         }
@@ -235,6 +237,7 @@ final class ResyncFollower: ResyncSession {
         else { return }
         phase = .finishing
         progress.phase = "making durable"
+        plane.log.handsOverAtOnce = false
         // A replay after a crash begins behind the last image.
         guard plane.journal.checkpointSeq >= endSeq else {
             isCheckpointing = true

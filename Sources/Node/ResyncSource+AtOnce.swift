@@ -8,8 +8,9 @@ import Tree
 ///
 /// Right for the same reason as step by step, and simpler: what was read is sent only if no record since the look began
 /// touches the file. Then the plain file was all the time what the log says at the place that the images get, which
-/// they get together: the size first, then the bytes, the attributes last. If one does touch it, the file goes step by
-/// step.
+/// they get together: the bytes first, then the attributes, and with them the size. If one does touch it, the file goes
+/// step by step. If not all of it finds room at once, the size goes where the room ends: records of the application may
+/// come there, and an old copy's bytes must not come to light when one of them extends the file.
 extension ResyncSource {
     /// What one look found of a file.
     struct Look: Sendable {
@@ -116,7 +117,7 @@ extension ResyncSource {
         // Without room it is looked at again.
         guard hasRoom else { return }
         if task.stage == .size {
-            setSize(task, newest)
+            takeSize(task, newest)
             task.goesStepByStep = true
             for (range, pieces) in zip(question.ranges, look.pieces) where range.lowerBound < task.size {
                 let range = range.lowerBound..<min(range.upperBound, task.size)
@@ -131,7 +132,7 @@ extension ResyncSource {
             task.next = min(question.through, task.size)
             logImages()
             // The rest of it goes step by step.
-            guard task.next == task.size, task.windows == 0, hasRoom else { return }
+            guard task.next == task.size, task.windows == 0, hasRoom else { return imageSize(task, newest) }
         }
         sendAttributes(task, newest, target: look.target, look.xattrs)
     }

@@ -150,6 +150,8 @@ final class ResyncSource: ResyncSession {
         isCancelled = true
         phase = .ended
         plane.log.onLogged = nil
+        plane.log.awaitsImages = nil
+        plane.link.tellsCommitsAtOnce = false
         releaseNames()
         tasks.removeAll()
         probes.removeAll()
@@ -166,7 +168,15 @@ final class ResyncSource: ResyncSession {
         case .resyncReady(number) where phase == .inviting:
             phase = .walking
             progress.phase = "directories"
-            if kind == .comparison { countUsedBytes() } else { startWalkingRanges() }
+            if kind == .comparison {
+                countUsedBytes()
+            } else {
+                startWalkingRanges()
+                // Directories go at once: what is in them waits until they are applied here.
+                plane.log.awaitsImages = { [unowned self] in
+                    phase == .walking && jobs > 0 && directories.isEmpty && directoriesReading == 0
+                }
+            }
             plane.link.startStreaming(from: base)
             schedule()
         case .probeAnswer(let probe, let differs): answered(probe, differs)
@@ -497,13 +507,21 @@ final class ResyncSource: ResyncSession {
 
     /// - Parameter attributes: as of the last record logged.
     func setSize(_ task: FileComparison, _ attributes: FileAttributes) {
-        // Of an empty file too: an old copy's bytes would come to light when it is extended before its attributes come.
+        takeSize(task, attributes)
+        imageSize(task, attributes)
+    }
+
+    func takeSize(_ task: FileComparison, _ attributes: FileAttributes) {
         task.size = attributes.size
+        task.stage = .data
+        if kind != .comparison { countRanges(task) }
+    }
+
+    /// Of an empty file too: an old copy's bytes would come to light when it is extended before its attributes come.
+    func imageSize(_ task: FileComparison, _ attributes: FileAttributes) {
         // Records from here on bring what they change; those before are in the plain file before it is read.
         task.knownSince = append(
             .setAttributes(file: task.file, mask: .size, attributes: attributes), bytes: 96)
-        task.stage = .data
-        if kind != .comparison { countRanges(task) }
     }
 
     // MARK: Hashes
@@ -728,6 +746,7 @@ final class ResyncSource: ResyncSession {
         plane.log.onLogged = nil
         phase = .ending
         progress.phase = "waiting for the other disk"
+        plane.link.tellsCommitsAtOnce = true
         plane.link.connection?.send(.resyncEnd(number: number, seq: seq))
     }
 

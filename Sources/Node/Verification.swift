@@ -221,7 +221,7 @@ final class Verification {
         return facts
     }
 
-    private static func text(_ date: Date) -> String { ISO8601DateFormatter().string(from: date) }
+    private static func text(_ date: Date) -> String { date.formatted(.iso8601) }
 }
 
 /// The rate of the last seconds, from a count that grows.

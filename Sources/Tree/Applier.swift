@@ -152,21 +152,31 @@ public final class Applier {
         let seq: Seq
         let settingTimes: Bool
         let again: Again
-        var isQuestion: Bool { batch.records[seq - batch.firstSeq].body.kind == .verify }
+        var isQuestion: Bool { record.body.kind == .verify }
+        var isImage: Bool { record.isImage || record.body.isImageMark }
+        private var record: Record { batch.records[seq - batch.firstSeq] }
     }
 
     private enum Again { case no, yes, last }
 
     private func deal() {
+        var passed: [Seq] = []
         while let run = schedule.take() {
             let work = work(of: run)
-            if work[0].isQuestion {
+            if role != .behind, work.allSatisfy({ $0.isImage && $0.again == .no }) {
+                // A copy of what is here already: no worker need wake up to find that.
+                passed += run.seqs
+            } else if work[0].isQuestion {
                 questions.append(work)
             } else if work.contains(where: { Applier.isHeavy($0.batch.records[$0.seq - $0.batch.firstSeq].body) }) {
                 heavy.append(work)
             } else {
                 light.append(work)
             }
+        }
+        // In a turn of its own, as everything else that is finished: whoever hands in records is not called back meanwhile.
+        if !passed.isEmpty {
+            Applier.report(results, reactor.handle, ThreadBound(self), urgent: true) { $0.finished += passed }
         }
         let heavyLimit = max(jobLimit - 1, 1)
         while jobs < jobLimit {
@@ -217,14 +227,15 @@ public final class Applier {
         for (index, seq) in run.seqs.enumerated() {
             let batch = batch(of: seq)
             var settingTimes = true
-            // The next record of the run writes the same file and sets its own time. An image does not, where it comes from:
+            // The next record of the run is of the same file and sets its own time. An image does not, where it comes from:
             // it is not applied there.
             if index + 1 < run.seqs.count {
                 let next = run.seqs[index + 1]
                 let nextBatch = self.batch(of: next)
                 let record = nextBatch.records[next - nextBatch.firstSeq]
                 let isImage = batch.records[seq - batch.firstSeq].isImage
-                settingTimes = record.body.kind != .write || record.isImage != isImage
+                let setsTimes = record.body.kind == .write || record.body.kind == .imageFile
+                settingTimes = !setsTimes || record.isImage != isImage
             }
             let again: Again = seq < aheadThrough ? .yes : seq == aheadThrough ? .last : .no
             work.append(Work(batch: batch, seq: seq, settingTimes: settingTimes, again: again))

@@ -153,8 +153,7 @@ final class FileTable: Sendable {
     /// The handle of a file; nil when the table does not know it.
     func find(_ file: FileID) throws(TreeError) -> FileHandle? {
         try locked { (state) throws(TreeError) in
-            guard let index = try probe(state.fd.rawValue, state.slots, file) else { return nil }
-            return try FileTable.slot(state.fd.rawValue, index)?.handle
+            try probe(state.fd.rawValue, state.slots, file)?.slot.handle
         }
     }
 
@@ -178,7 +177,7 @@ final class FileTable: Sendable {
     /// Forgets a file; one that is not there is no error.
     func remove(_ file: FileID) throws(TreeError) {
         try locked { (state) throws(TreeError) in
-            guard let index = try probe(state.fd.rawValue, state.slots, file) else { return }
+            guard let index = try probe(state.fd.rawValue, state.slots, file)?.index else { return }
             let mark = Slot(file: FileTable.removed, handle: FileHandle(type: 0, bytes: []))
             try FileTable.writeSlot(state.fd.rawValue, index, mark)
             state.dirty = true
@@ -264,11 +263,13 @@ final class FileTable: Sendable {
         (file &* 0x9E37_79B9_7F4A_7C15) >> UInt64(64 - slots.trailingZeroBitCount)
     }
 
-    private func probe(_ fd: Int32, _ slots: UInt64, _ file: FileID) throws(TreeError) -> UInt64? {
+    private func probe(
+        _ fd: Int32, _ slots: UInt64, _ file: FileID
+    ) throws(TreeError) -> (index: UInt64, slot: Slot)? {
         var index = FileTable.home(file.rawValue, slots)
         for _ in 0..<slots {
             guard let slot = try FileTable.slot(fd, index) else { return nil }
-            if slot.file == file.rawValue { return index }
+            if slot.file == file.rawValue { return (index, slot) }
             index = (index + 1) & (slots - 1)
         }
         return nil

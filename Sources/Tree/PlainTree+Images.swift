@@ -259,8 +259,8 @@ extension PlainTree {
         let stat = try System.stat(known.fd)
         let type = stat.mode & S_IFMT
         guard type == attributes.mode & S_IFMT else { return }
-        let isWrong = try !isSame(known.fd, as: attributes, target)
-        if isWrong { return try replace(file, attributes, target, xattrs, links: Int(stat.links), step) }
+        let isRight = type == S_IFREG ? true : try isSame(known.fd, as: attributes, target)
+        guard isRight else { return try replace(file, attributes, target, xattrs, links: Int(stat.links), step) }
         let object = try object(file, writable: type == S_IFREG)
         defer { withExtendedLifetime(object) {} }
         if type == S_IFREG, stat.size != attributes.size {
@@ -269,11 +269,17 @@ extension PlainTree {
         try setAll(object.fd, type: type, attributes, xattrs)
     }
 
-    /// All attributes and exactly these extended attributes.
+    /// All attributes and exactly these extended attributes. Most are as they should be: each that is set again would be
+    /// a change for the file system's journal.
     func setAll(
         _ fd: Int32, type: UInt32, _ attributes: FileAttributes, _ xattrs: [ExtendedAttribute]
     ) throws(TreeError) {
-        try setOwnerAndMode(fd, type: type, [.uid, .gid, .mode], attributes)
+        let before = try System.stat(fd)
+        if before.user != attributes.uid || before.group != attributes.gid {
+            try setOwnerAndMode(fd, type: type, [.uid, .gid, .mode], attributes)
+        } else if before.mode & 0o7777 != attributes.mode & 0o7777 {
+            try setOwnerAndMode(fd, type: type, .mode, attributes)
+        }
         let wanted = Set(xattrs.map(\.name))
         for name in try System.xattrNames(fd) where !wanted.contains(name) && !PlainTree.isLabel(name) {
             if !name.starts(with: PlainTree.ownXattrPrefix) { try System.removeXattr(fd, name) }

@@ -100,9 +100,11 @@ enum System {
     static func xattr(_ fd: Int32, _ name: FileName) throws(TreeError) -> [UInt8]? {
         var value = [UInt8](repeating: 0, count: 256)
         while true {
-            let result = unsafe withLink(fd) { path in
-                unsafe withText(name) { text in
-                    unsafe value.withUnsafeMutableBytes { space in
+            let result = unsafe withText(name) { text in
+                unsafe value.withUnsafeMutableBytes { space in
+                    let direct = unsafe clinux_fgetxattr(fd, text, space.baseAddress, space.count)
+                    guard direct == -Int(EBADF) else { return direct }
+                    return unsafe withLink(fd) { path in
                         unsafe clinux_getxattr(path, text, space.baseAddress, space.count, 1)
                     }
                 }
@@ -140,11 +142,11 @@ enum System {
     static func xattrNames(_ fd: Int32) throws(TreeError) -> [FileName] {
         var list = [UInt8](repeating: 0, count: 1024)
         while true {
-            let result = unsafe withLink(fd) { path in
-                unsafe list.withUnsafeMutableBytes { space in
-                    unsafe clinux_listxattr(
-                        path, space.baseAddress?.assumingMemoryBound(to: CChar.self), space.count, 1)
-                }
+            let result = unsafe list.withUnsafeMutableBytes { space in
+                let names = unsafe space.baseAddress?.assumingMemoryBound(to: CChar.self)
+                let direct = unsafe clinux_flistxattr(fd, names, space.count)
+                guard direct == -Int(EBADF) else { return direct }
+                return unsafe withLink(fd) { path in unsafe clinux_listxattr(path, names, space.count, 1) }
             }
             if result == -Int(ERANGE), list.count < RecordLimits.xattrValueBytes {
                 list = [UInt8](repeating: 0, count: RecordLimits.xattrValueBytes)

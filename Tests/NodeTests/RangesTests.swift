@@ -143,6 +143,32 @@ extension TestNode {
         #expect(pair.differences() == [])
     }
 
+    /// Small files go at once, without a record of their size before the bytes.
+    @Test func smallFilesThatWereCutOrGrewAreMadeEqual() throws {
+        let pair = try Pair.inSync { root in
+            RangesTests.fill(root)
+            for index in 0..<6 { put("\(root)/small\(index)", noise(20_000, UInt64(index))) }
+        }
+        pair.cut()
+        pair.goAlone(pair.a, epoch: 3)
+        let files = (0..<6).map { pair.a.file("small\($0)") }
+        pair.a.setSize(files[0], 5_000)
+        pair.a.setSize(files[1], 5_000)
+        pair.a.setSize(files[1], 15_000)
+        pair.a.write(files[2], noise(4096, 21), at: 50_000)
+        pair.a.setSize(files[3], 0)
+        pair.a.setSize(files[4], 0)
+        pair.a.write(files[4], noise(100, 22), at: 30_000)
+        pair.a.write(files[5], noise(1000, 23), at: 7_000)
+        pair.a.fillJournal(pair.a.file("base"))
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 3)
+        pair.settle()
+        #expect(pair.a.kind == "ranges")
+        #expect(pair.differences() == [])
+        #expect(pair.b.isMerged && pair.b.problems == [] && pair.a.problems == [])
+    }
+
     // MARK: - While the application goes on
 
     @Test func failure15WritesWhileRangesAreSentStayOnBoth() throws {

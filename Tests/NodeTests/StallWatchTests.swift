@@ -58,7 +58,7 @@ import Testing
         _ = pair.a.create("file")
         let seq = pair.a.call { $0.log.lastSeq }
         pair.b.wait("applied") { $0.log.applied >= seq }
-        for _ in 0..<50 where pair.a.problems.isEmpty { usleep(100_000) }
+        for _ in 0..<(journalHangs ? 300 : 50) where pair.a.problems.isEmpty { usleep(100_000) }
         let problems = pair.a.problems
         isReleased.set()
         holder.shutdown()

@@ -197,6 +197,43 @@ private func seq(_ number: Int) -> Seq { Seq(rawValue: UInt64(number)) }
         #expect(time == (role == .behind ? 4000 : 2000))
     }
 
+    /// A resynchronisation's source logs an image for everything that it sends. It has all that already: its workers, which
+    /// read for the next images, are not asked.
+    @Test func imagesOfACompleteNodeNeedNoWorker() throws {
+        let scratch = Scratch()
+        var records = [Record(time: 1, body: .imageStart(number: 7))]
+        for number in UInt64(1)...100 {
+            records.append(
+                Record(
+                    time: 1,
+                    body: .imageFile(
+                        file: id(number), attributes: FileAttributes(mode: S_IFREG | 0o600, uid: 0, gid: 0), target: [],
+                        xattrs: []), isImage: true))
+        }
+        records.append(Record(time: 1, body: .imageEnd(number: 7)))
+        let all = batches(of: records.map { Generator.Drawn(record: $0, payload: []) }, size: 34)
+        let tree = try openTree(scratch)
+        let told = Told()
+        let held = Held()
+        let isReleased = Mutex(false)
+        let pool = try WorkerPool(threads: 1, name: "apply")
+        pool.submit { while !isReleased.withLock({ $0 }) { usleep(1000) } }
+        let thread = try ReactorThread(name: "data", engine: .libaio, logger: quiet) { reactor in
+            let applier = Applier(
+                tree: tree, role: .primary, reactor: reactor, pool: pool, jobLimit: 1, applied: .zero, logger: quiet)
+            applier.onWatermark = { seq in told.state.withLock { $0.watermark = seq } }
+            held.applier = applier
+        }
+        thread.post { held.applier?.submit(all) }
+        for _ in 0..<500 where told.state.withLock({ $0.watermark < seq(102) }) { usleep(10_000) }
+        #expect(told.state.withLock { $0.watermark } == seq(102))
+        isReleased.withLock { $0 = true }
+        pool.shutdown()
+        _ = thread.call { held.applier = nil }
+        thread.stop()
+        thread.join()
+    }
+
     /// Soak, seed 607: a directory leaves another one, which then moves into what the first contains. The two moves share no
     /// directory; in the other order the second is refused.
     @Test func failure36AMoveOfADirectoryDoesNotOvertakeTheOneThatMakesItPossible() throws {
