@@ -345,11 +345,15 @@ final class MirrorLog {
     /// a flush in both rooms and a round trip.
     var awaitsImages: (() -> Bool)?
     static let imageBatchBytes = 256 << 10
+    /// For so long at most, about: what they make room for, or let go on, is not held up by a read that hangs.
+    static let imageBatchNanoseconds: UInt64 = 20_000_000
+    private var gatheringSince: UInt64?
 
     /// Closes the open batch if the way is free. Runs at the end of every turn of the loop.
     private func ship(force: Bool = false) {
         guard role == .primary, !open.isEmpty else { return }
-        guard force || open.isFull || journalQueue.isEmpty && isWorthShipping else { return }
+        guard force || open.isFull || journalQueue.isEmpty && isWorthShipping() else { return }
+        gatheringSince = nil
         let batch = open.close(
             arena: arena, epoch: epoch, mirror: journal.mirror, firstSeq: core.last.next, previousChain: lastChain,
             committedSeq: committed, closedAt: wallClock())
@@ -365,8 +369,12 @@ final class MirrorLog {
     /// Whether the open batch goes to the journal now: always when nothing is under way there, and beside others when it
     /// is large enough to be worth a flush of its own. Without that a crowd of writers drifts apart into batches of one
     /// record, each with the price of a flush and a round trip.
-    private var isWorthShipping: Bool {
-        if open.changes == 0, open.byteCount < MirrorLog.imageBatchBytes, awaitsImages?() ?? false { return false }
+    private func isWorthShipping() -> Bool {
+        if open.changes == 0, open.byteCount < MirrorLog.imageBatchBytes, awaitsImages?() ?? false {
+            let since = gatheringSince ?? reactor.now
+            gatheringSince = since
+            guard reactor.now > since + MirrorLog.imageBatchNanoseconds else { return false }
+        }
         let batches = journal.batchesInFlight
         let recordsUnderWay = Int(core.last.rawValue - core.ownDurable.rawValue)
         return batches == 0 || batches < MirrorLog.journalWritesInFlight && 2 * open.count >= recordsUnderWay

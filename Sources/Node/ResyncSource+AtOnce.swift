@@ -118,6 +118,8 @@ extension ResyncSource {
         guard hasRoom else { return }
         if task.stage == .size {
             takeSize(task, newest)
+            let hasHole = look.pieces.joined().contains { $0.bytes == nil && $0.mode == ContentPiece.punchHole }
+            if hasHole { imageSize(task, newest) }
             task.goesStepByStep = true
             for (range, pieces) in zip(question.ranges, look.pieces) where range.lowerBound < task.size {
                 let range = range.lowerBound..<min(range.upperBound, task.size)

@@ -172,7 +172,7 @@ final class ResyncSource: ResyncSession {
                 countUsedBytes()
             } else {
                 startWalkingRanges()
-                // Directories go at once: what is in them waits until they are applied here.
+                // While there are directories, what is in them waits until their images are applied here.
                 plane.log.awaitsImages = { [unowned self] in
                     phase == .walking && jobs > 0 && directories.isEmpty && directoriesReading == 0
                 }
