@@ -21,7 +21,11 @@ import Synchronization
 
 @main
 enum Main {
-    static func main() { Bench.runAsProgram() }
+    static func main() {
+        catchInterrupts()
+        _ = signal(SIGPIPE, SIG_IGN)
+        Bench.runAsProgram()
+    }
 }
 
 struct Bench: ParsableCommand {
@@ -32,12 +36,6 @@ struct Bench: ParsableCommand {
             BothCommand.self, WriteCommand.self, JournalCommand.self, FloorCommand.self, ReadCommand.self,
             ResyncCommand.self,
         ])
-
-    static func main() {
-        catchInterrupts()
-        _ = signal(SIGPIPE, SIG_IGN)
-        Self.main(nil)
-    }
 }
 
 /// Where the results go.

@@ -19,13 +19,15 @@ struct LineIndex: Sendable {
         var section = ""
         var counts: [String: Int] = [:]
         var scanner = ValueScanner()
-        for (offset, line) in text.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
+        // "\r\n" is one Character.
+        let lines = text.split(omittingEmptySubsequences: false) { $0 == "\n" || $0 == "\r\n" }
+        for (offset, line) in lines.enumerated() {
             if scanner.isInsideValue {
                 scanner.scan(line)
                 continue
             }
             let trimmed = line.drop { $0 == " " || $0 == "\t" }
-            if trimmed.isEmpty || trimmed.hasPrefix("#") || trimmed.hasPrefix("\r") { continue }
+            if trimmed.isEmpty || trimmed.hasPrefix("#") { continue }
             if trimmed.hasPrefix("[[") {
                 let name = Self.key(trimmed.dropFirst(2).prefix { $0 != "]" })
                 section = "\(name)[\(counts[name, default: 0])]"

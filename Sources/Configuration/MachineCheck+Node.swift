@@ -16,13 +16,18 @@ extension MachineCheck {
         }
         var found = fileSystemFindings("state", resolved)
         for (key, other) in [("path", configuration.path), ("backing", configuration.backing)] {
-            guard mounts.at(other) == nil, let target = resolvedPath(other), isSameOrBelow(resolved, target) else {
-                continue
+            guard mounts.at(other) == nil, let target = resolvedPath(other) else { continue }
+            if isSameOrBelow(resolved, target) {
+                found.append(
+                    finding(
+                        .error, "state", "\(resolved) lies inside \(key) (\(target)), over a symbolic link",
+                        "Keep journal and state out of the mirrored files"))
+            } else if existing == configuration.state, isSameOrBelow(target, resolved) {
+                found.append(
+                    finding(
+                        .error, key, "\(target) lies inside state (\(resolved)), over a symbolic link",
+                        "Put it beside state: state is removed when a node is made anew"))
             }
-            found.append(
-                finding(
-                    .error, "state", "\(resolved) lies inside \(key) (\(target)), over a symbolic link",
-                    "Keep journal and state out of the mirrored files"))
         }
         var space = statvfs()
         guard statvfs(resolved, &space) == 0 else { return found }
@@ -131,7 +136,7 @@ extension MachineCheck {
         defer { close(descriptor) }
         var bytes = [UInt8](repeating: 0, count: 256)
         let count = read(descriptor, &bytes, bytes.count)
-        let line = String(decoding: bytes.prefix(max(0, count)), as: UTF8.self).split(separator: "\n").first ?? ""
+        let line = String(decoding: bytes.prefix(max(0, count)).prefix { $0 != UInt8(ascii: "\n") }, as: UTF8.self)
         if line.hasPrefix("\u{7f}ELF") { return [] }
         guard line.hasPrefix("#!") else {
             return [

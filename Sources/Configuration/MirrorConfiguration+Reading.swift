@@ -79,6 +79,11 @@ extension MirrorConfiguration {
                 "state", "\(state) lies inside \(key) (\(directory))",
                 "Keep journal and state out of the mirrored files")
         }
+        for (key, directory) in [("path", path), ("backing", backing)] where isInside(directory, state) {
+            throw root.failure(
+                key, "\(directory) lies inside state (\(state)), which is removed when a node is made anew",
+                "Put it beside state, not below it")
+        }
         return (path, backing, state)
     }
 

@@ -129,6 +129,7 @@ extension Journal {
     }
 
     private func bodyWritten(_ write: InFlight, _ result: Int32) {
+        writesEnded += 1
         guard !hasFailed else { return }
         guard Int(result) == Int(write.entry.length) else {
             let what = "records \(write.entry.firstSeq) to \(write.entry.lastSeq)"
@@ -224,6 +225,7 @@ extension Journal {
     }
 
     private func blockListed(_ result: Int32, _ end: RingAddress) {
+        writesEnded += 1
         guard !hasFailed else { return }
         guard Int(result) == JournalLayout.pageBytes else {
             return fail(JournalError.system(result, "cannot write the header ring of journal", storage.name))

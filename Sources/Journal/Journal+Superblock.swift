@@ -56,6 +56,7 @@ extension Journal {
         let bytes = Pages(next.encoded(copy: copy))
         unsafe storage.write([bytes.constBytes], at: layout.superblockOffset(copy)) { [self] result in
             withExtendedLifetime(bytes) {}
+            writesEnded += 1
             guard !hasFailed else { return }
             guard Int(result) == Superblock.byteCount else {
                 return fail(JournalError.system(result, "cannot write the superblock of journal", storage.name))

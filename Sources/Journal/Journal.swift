@@ -94,6 +94,8 @@ public final class Journal {
     public internal(set) var superblock: Superblock
     var wanted: Superblock
     var superblockWriting = false
+    /// Writes that the disk has taken, of any kind; only its changes mean something.
+    public internal(set) var writesEnded: UInt64 = 0
     var superblockWaiters: [() -> Void] = []
     var highestGeneration: UInt64
     /// Waits until nothing is in flight, then runs alone.

@@ -44,6 +44,24 @@ public enum AdminClient {
             timeoutSeconds: timeoutSeconds)
     }
 
+    /// What an error of the socket means.
+    static func refused(_ code: Int32, _ path: String, _ mirror: String, _ timeoutSeconds: Int) -> StartError {
+        switch code {
+        case EACCES, EPERM: StartError("only root may ask lockstepd (\(path)): use sudo")
+        case EAGAIN, EWOULDBLOCK:
+            StartError("lockstepd did not answer within \(timeoutSeconds) s; its log says why")
+        case EPIPE, ECONNRESET:
+            StartError(
+                "lockstepd closed the connection: it has ended or restarted meanwhile, or too many ask. Ask again; "
+                    + "whether an order was carried out, `lockstep status` shows")
+        case ENOENT, ECONNREFUSED:
+            StartError(
+                "lockstepd does not run here for mirror \(mirror) (\(path): \(errorText(code))). "
+                    + "Start it: systemctl start lockstepd@\(mirror)")
+        default: StartError("cannot ask lockstepd (\(path)): \(errorText(code))")
+        }
+    }
+
     /// - Parameter path: of the daemon's socket.
     public static func call(
         _ request: AdminRequest, path: String, mirror: String, timeoutSeconds: Int = 10
@@ -51,25 +69,24 @@ public enum AdminClient {
         let descriptor = try makeSocket(blocking: true)
         defer { close(descriptor) }
         var limit = timeval(tv_sec: timeoutSeconds, tv_usec: 0)
-        unsafe setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
-        let connected = unsafe try withAddress(path) { address, length in unsafe connect(descriptor, address, length) }
-        guard connected == 0 else {
-            throw StartError(
-                "lockstepd does not run here for mirror \(mirror) (\(path): \(errorText(errno))). "
-                    + "Start it: systemctl start lockstepd@\(mirror)")
+        // A daemon that does not accept any more lets `connect` wait: for the time to send.
+        for option in [SO_RCVTIMEO, SO_SNDTIMEO] {
+            unsafe setsockopt(descriptor, SOL_SOCKET, option, &limit, socklen_t(MemoryLayout<timeval>.size))
         }
+        let connected = unsafe try withAddress(path) { address, length in unsafe connect(descriptor, address, length) }
+        guard connected == 0 else { throw refused(errno, path, mirror, timeoutSeconds) }
         var data = try JSONEncoder().encode(request)
         data.append(UInt8(ascii: "\n"))
-        guard unsafe data.withUnsafeBytes({ unsafe write(descriptor, $0.baseAddress, $0.count) }) == data.count else {
-            throw StartError("cannot ask lockstepd: \(errorText(errno))")
+        let sent = unsafe data.withUnsafeBytes {
+            unsafe send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
         }
+        guard sent == data.count else { throw refused(sent < 0 ? errno : EIO, path, mirror, timeoutSeconds) }
         var answer = Data()
         var buffer = [UInt8](repeating: 0, count: 65536)
         while answer.last != UInt8(ascii: "\n") {
             let count = unsafe read(descriptor, &buffer, buffer.count)
-            guard count > 0 else {
-                throw StartError("lockstepd did not answer within \(timeoutSeconds) s; its log says why")
-            }
+            if count < 0, errno == EINTR { continue }
+            guard count > 0 else { throw refused(count == 0 ? ECONNRESET : errno, path, mirror, timeoutSeconds) }
             answer.append(contentsOf: buffer[..<count])
         }
         return try JSONDecoder().decode(AdminReply.self, from: answer)

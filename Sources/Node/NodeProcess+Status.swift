@@ -83,7 +83,8 @@ extension NodeProcess {
             inSyncNodes: decision.map { names($0.inSync) } ?? [],
             primary: decision.map { configuration.node($0.primary).name }, epoch: decision?.epoch.rawValue ?? 0,
             decision: decision?.sequence ?? 0, mode: configuration.mode.rawValue, path: configuration.path,
-            leaseRemainingMilliseconds: remaining, peer: peer, witness: witness(control, now),
+            filesOpen: control.openEpoch != nil, leaseRemainingMilliseconds: remaining, peer: peer,
+            witness: witness(control, now),
             addresses: configuration.addresses.map {
                 NodeStatus.Address(address: $0.text, held: control.addressesHeld)
             },

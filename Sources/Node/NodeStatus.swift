@@ -136,6 +136,8 @@ public struct NodeStatus: Codable, Sendable {
     public var decision: UInt64
     public var mode: String
     public var path: String
+    /// This node serves and the files are open here. Without it, after a takeover, what was inherited is still being written.
+    public var filesOpen: Bool
     public var leaseRemainingMilliseconds: Int?
     public var peer: Peer
     public var witness: Witness

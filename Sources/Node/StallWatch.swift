@@ -38,7 +38,8 @@ struct StallWatch {
 /// which one hangs.
 enum JournalQuestion {
     case none
-    case asked(at: UInt64)
+    /// - Parameter writesEnded: of the journal, then: a disk that is only slow takes one write after the other.
+    case asked(at: UInt64, writesEnded: UInt64)
     case answered(at: UInt64)
 
     /// Between an answer and the next question, and before the first, in nanoseconds.
@@ -77,13 +78,18 @@ extension DataPlane {
 
     private func askJournal(_ now: UInt64) {
         switch journalQuestion {
-        case .asked(let moment):
+        case .asked(_, let writesEnded) where journal.writesEnded != writesEnded:
+            journalQuestion = .asked(at: now, writesEnded: journal.writesEnded)
+        case .asked(let moment, _):
             guard now - moment > journalWatch.limit else { return }
             failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
         case .answered(let moment) where now - moment < JournalQuestion.pauseNanoseconds: return
         case .none, .answered:
-            journalQuestion = .asked(at: now)
-            journal.askDisk { [unowned self] in journalQuestion = .answered(at: reactor.now) }
+            journalQuestion = .asked(at: now, writesEnded: journal.writesEnded)
+            journal.askDisk { [weak self] in
+                guard let self else { return }
+                journalQuestion = .answered(at: reactor.now)
+            }
         }
     }
 }

@@ -153,6 +153,8 @@ struct Mistake: CustomTestStringConvertible, Sendable {
         Mistake("\"/var/lib/ledger-files\"", "\"/srv/ledger/\"", 3, "backing", "same directory"),
         Mistake(
             "name = \"ledger\"", "name = \"ledger\"\nstate = \"/srv/ledger/state\"", 2, "state", "inside path"),
+        Mistake("name = \"ledger\"", "name = \"ledger\"\nstate = \"/srv\"", 3, "path", "inside state"),
+        Mistake("name = \"ledger\"", "name = \"ledger\"\nstate = \"/var/lib\"", 4, "backing", "inside state"),
         Mistake("name = \"beta\"", "name = \"alpha\"", 11, "node[1].name", "both nodes"),
         Mistake("[fd00::12]:7400", "10.0.9.11:7402", 12, "node[1].address", "other node's"),
         Mistake("10.0.9.11:7400", "10.0.9.11", 7, "node[0].address", "address with a port"),
@@ -201,6 +203,13 @@ struct Mistake: CustomTestStringConvertible, Sendable {
             with: "[\n  \"/etc/lockstep/stop\", # ] not the end\n  '''name = \"no key\"\n''',\n]")
         let error = #expect(throws: ConfigurationError.self) { try MirrorConfiguration.parse(long, file: "f") }
         #expect(error?.line == 43 && error?.key == "log.level")
+    }
+
+    @Test func linesThatEndAsInWindowsCountToo() throws {
+        let text = sound.replacingOccurrences(of: "10.0.9.1/24", with: "10.0.9.1/33")
+            .replacingOccurrences(of: "\n", with: "\r\n")
+        let error = #expect(throws: ConfigurationError.self) { try MirrorConfiguration.parse(text, file: "f") }
+        #expect(error?.line == 19 && error?.key == "address[0].address", "\(String(describing: error))")
     }
 }
 

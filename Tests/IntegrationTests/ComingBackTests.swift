@@ -38,6 +38,14 @@ extension WholeSystem {
                 try cluster.watchThatDoesNotServe(beta, for: Small.temptationSeconds)
                 let status = try cluster.waitFor(beta, "says for whom it waits") { $0.role == "WAIT" }
                 try #require(status.explanation.contains("alpha"), "\(status.explanation)")
+                // Nor by force, whatever would be accepted.
+                let forced = try beta.room.run([
+                    Cluster.programs + "/lockstep", "promote", "--accept-loss", "--config", Cluster.configurationFile,
+                    "--node", beta.name,
+                ])
+                try #require(
+                    forced.status == 1 && forced.error.contains("not complete"), "\(forced.output)\(forced.error)")
+                try #require(status.text.contains(#""usable" : false"#), "its copy counts")
                 // Its own restart makes it no better.
                 try beta.room.killAll()
                 try beta.room.reboot()

@@ -19,13 +19,16 @@ extension WholeSystem {
                 let (client, guardian) = try HarnessClient.begin(cluster)
                 defer { guardian.stop() }
                 let epoch = try #require(cluster.status(cluster.alpha)).epoch
-                let help = try lockstep(cluster.alpha)
+                let help = try lockstep(cluster.alpha, "--help")
                 try #require(help.status == 0 && help.output.contains("never needed"))
                 let elsewhere = try lockstep(cluster.beta, "--full")
                 try #require(elsewhere.status == 1 && elsewhere.output.contains("does not serve"))
                 let limited = try lockstep(cluster.alpha, "--rate", "200M")
                 try #require(limited.status == 0, "\(limited.output)")
-                try #require(try lockstep(cluster.alpha, "--rate", "fast").status == 2)
+                for rate in ["fast", "50", "1K", "-1M", "+1M"] {
+                    try #require(try lockstep(cluster.alpha, "--rate", rate).status == 2, "\(rate)")
+                }
+                try #require(try lockstep(cluster.alpha).status == 2)
 
                 // A name that no record knows: only a comparison takes it away.
                 let stray = cluster.beta.room.hostPath(Cluster.backing + "/stray.txt")

@@ -91,6 +91,29 @@ func expectWholeAgain(_ world: World) {
         expectWholeAgain(world)
     }
 
+    /// The witness has recorded it, and the word of that is lost: to the primary that goes alone, or to the one that takes over.
+    @Test(arguments: seeds) func failure05ALostReplyToADecisionIsReadBack(seed: UInt64) {
+        for takesOver in [false, true] {
+            guard let (world, primary, other) = whole(seed) else { return }
+            let (asker, gone) = takesOver ? (other, primary) : (primary, other)
+            world.kill(gone)
+            let isRecorded = {
+                guard let accepted = world.witness.disk?.accepted else { return false }
+                return accepted.primary == asker.node && (takesOver || accepted.inSync.isOnly(asker.node))
+            }
+            #expect(world.run(until: isRecorded, milliseconds: 20_000))
+            let recorded = world.witness.disk?.accepted.epoch
+            world.setCut(.witness, asker.voter, true)
+            let serves = { asker.role?.role == .alone || asker.role?.role == .primary }
+            world.run(milliseconds: 5000)
+            #expect(!serves(), "it knew without being told")
+            world.setCut(.witness, asker.voter, false)
+            #expect(world.run(until: serves, milliseconds: 20_000))
+            if !takesOver { #expect(world.witness.disk?.accepted.epoch == recorded, "decided once more") }
+            expectWholeAgain(world)
+        }
+    }
+
     @Test(arguments: seeds) func failure06ADecisionThatOneNodeAloneStoredLocksNobodyOut(seed: UInt64) {
         guard let (world, primary, other) = whole(seed) else { return }
         // The primary stores its own shrink, nobody else hears of it, and it dies for good. The link is cut while its

@@ -101,7 +101,11 @@ struct Dump: ParsableCommand {
             return try JournalReader(path: journal)
         } catch {
             if error.code == .notFound { throw ValidationError("\(error)") }
-            guard error.code == .system(EINVAL) else { throw error }
+            guard error.code == .system(EINVAL) else {
+                // Not the status of a damaged journal: nobody has looked at it.
+                if case .system = error.code { throw ValidationError("\(error)") }
+                throw error
+            }
             return try JournalReader(path: journal, direct: false)
         }
     }
@@ -150,9 +154,10 @@ struct SeqRange: ExpressibleByArgument {
 /// A moment: ISO 8601 or seconds since 1970.
 struct Moment: ExpressibleByArgument {
     let nanoseconds: Int64
+    private static let secondsMax = 9_200_000_000.0
 
     init?(argument: String) {
-        if let seconds = Int64(argument), abs(seconds) < 1 << 33 {
+        if let seconds = Int64(argument), seconds.magnitude < 1 << 33 {
             nanoseconds = seconds * 1_000_000_000
             return
         }
@@ -162,7 +167,8 @@ struct Moment: ExpressibleByArgument {
             formatter.formatOptions = [.withInternetDateTime, .withFractionalSeconds]
             date = formatter.date(from: argument)
         }
-        guard let date else { return nil }
+        // Nanoseconds since 1970 in 64 bits end in 2262.
+        guard let date, abs(date.timeIntervalSince1970) < Moment.secondsMax else { return nil }
         nanoseconds = Int64((date.timeIntervalSince1970 * 1000).rounded()) * 1_000_000
     }
 }

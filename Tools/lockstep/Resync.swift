@@ -13,7 +13,7 @@ struct Resync: ParsableCommand {
             what differs is sent. The application goes on.
 
             --rate limits what is sent, and read for a comparison, in a second, besides what the application itself \
-            writes: a number with K, M or G (powers of 1024), or none. It holds until the daemon restarts; \
+            writes: a number with K, M or G (powers of 1024), 64K or more, or none. It holds until the daemon restarts; \
             `resync.rateMebibytesPerSecond` in the configuration holds for good.
             """)
     @OptionGroup var options: MirrorOptions
@@ -25,14 +25,14 @@ struct Resync: ParsableCommand {
     var background = false
 
     func validate() throws {
+        guard full || rate != nil else { throw ValidationError("say what: --full or --rate RATE") }
         if background, !full { throw ValidationError("--background goes with --full") }
         if let rate, Resync.bytes(rate) == nil {
-            throw ValidationError("--rate \(rate): write bytes a second, such as 50M or 512K, or none")
+            throw ValidationError("--rate \(rate): write bytes a second with K, M or G, 64K or more, or none")
         }
     }
 
     func run() throws {
-        guard full || rate != nil else { throw CleanExit.helpRequest(self) }
         if let rate {
             var request = AdminRequest(.resyncRate)
             request.rate = Resync.bytes(rate)
@@ -65,16 +65,18 @@ struct Resync: ParsableCommand {
         }
     }
 
+    /// Bytes a second. Slower, a node would practically never come back.
+    private static let slowestRate: UInt64 = 64 << 10
+
     /// 0: none; nil: not a rate.
     static func bytes(_ text: String) -> UInt64? {
         if text == "none" { return 0 }
-        var digits = Substring(text)
-        var shift: UInt64 = 0
-        if let last = digits.last, let index = "KMG".firstIndex(of: last) {
-            shift = 10 * UInt64("KMG".distance(from: "KMG".startIndex, to: index) + 1)
-            digits.removeLast()
-        }
-        guard let number = UInt64(digits), number > 0, number <= (1 << 40) >> shift else { return nil }
-        return number << shift
+        guard let unit = text.last, let index = ["K", "M", "G"].firstIndex(of: unit) else { return nil }
+        let shift = 10 * UInt64(index + 1)
+        let digits = text.dropLast()
+        guard digits.allSatisfy(\.isNumber), let number = UInt64(digits), number <= (1 << 40) >> shift
+        else { return nil }
+        let rate = number << shift
+        return rate >= Resync.slowestRate ? rate : nil
     }
 }

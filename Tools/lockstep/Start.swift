@@ -25,7 +25,12 @@ struct Stop: ParsableCommand {
     func run() throws {
         _ = try call(.stop, options)
         let status = try wait(options, seconds: timeout) { $0.role == "STOP" }
-        print("\(status.node) has stopped")
+        let other = status.peer.name
+        let service =
+            status.primary == other
+            ? "\(other) serves"
+            : status.inSyncNodes.contains(other) ? "\(other) takes over" : "nobody serves: \(other) is not in sync"
+        print("\(status.node) has stopped; \(service)")
     }
 }
 

@@ -7,7 +7,7 @@ struct Status: ParsableCommand {
         abstract: "Says what this node does, how far the other one is, and what to do if something is wrong.",
         discussion: """
             Exit status: 0 PRIM or SECOND, 10 ALONE, 11 WAIT, 12 FROZEN, 13 STOP, \
-            14 PRIM or ALONE without the application or an address, 1 no answer.
+            14 PRIM or ALONE without the application, an address or open files, 1 no answer.
             """)
     @OptionGroup var options: MirrorOptions
     @Flag(name: .long, help: "Print JSON with stable keys (docs/operations.md).")
@@ -33,7 +33,9 @@ struct Status: ParsableCommand {
 
     static func code(_ status: NodeStatus) -> Int32 {
         let isServing = status.role == "PRIM" || status.role == "ALONE"
-        if isServing, status.application == "failed" || status.addresses.contains(where: { !$0.held }) { return 14 }
+        let isComplete =
+            status.filesOpen && status.application != "failed" && status.addresses.allSatisfy(\.held)
+        if isServing, !isComplete { return 14 }
         return switch status.role {
         case "PRIM", "SECOND": 0
         case "ALONE": 10
