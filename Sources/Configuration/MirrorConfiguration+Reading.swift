@@ -74,15 +74,17 @@ extension MirrorConfiguration {
                 "path", "it lies inside backing (\(backing)), so that the mirror would hold itself",
                 "Put path beside backing, not below it")
         }
-        for (key, directory) in [("path", path), ("backing", backing)] where isInside(state, directory) {
-            throw root.failure(
-                "state", "\(state) lies inside \(key) (\(directory))",
-                "Keep journal and state out of the mirrored files")
-        }
-        for (key, directory) in [("path", path), ("backing", backing)] where isInside(directory, state) {
-            throw root.failure(
-                key, "\(directory) lies inside state (\(state)), which is removed when a node is made anew",
-                "Put it beside state, not below it")
+        for (key, directory) in [("path", path), ("backing", backing)] {
+            if isInside(state, directory) {
+                throw root.failure(
+                    "state", "\(state) lies inside \(key) (\(directory))",
+                    "Keep journal and state out of the mirrored files")
+            }
+            if isInside(directory, state) {
+                throw root.failure(
+                    key, "\(directory) lies inside state (\(state)), which is removed when a node is made anew",
+                    "Put it beside state, not below it")
+            }
         }
         return (path, backing, state)
     }

@@ -214,6 +214,7 @@ extension Journal {
         guard let (pages, offset) = writes.first else { return then() }
         unsafe storage.write([pages.constBytes], at: offset) { [self] result in
             withExtendedLifetime(pages) {}
+            writesEnded += 1
             guard !hasFailed else { return }
             guard Int(result) == JournalLayout.pageBytes else {
                 return fail(JournalError.system(result, "cannot cut journal", storage.name))

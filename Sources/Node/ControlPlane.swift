@@ -468,9 +468,8 @@ final class ControlPlane {
             otherWasPrimary ? "took over from \(peer)" : hasServed ? "started to serve again" : "started to serve"
         otherWasPrimary = false
         hasServed = true
-        let formatter = ISO8601DateFormatter()
         let takeover = NodeStatus.Takeover(
-            time: formatter.string(from: Date()), epoch: decision.epoch.rawValue, reason: reason)
+            time: Date().formatted(.iso8601), epoch: decision.epoch.rawValue, reason: reason)
         lastTakeover = takeover
         logger.notice("serving: \(reason)", metadata: ["decision": "\(decision)"])
         let path = configuration.state + "/last-takeover.json"

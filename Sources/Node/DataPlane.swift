@@ -91,7 +91,7 @@ final class DataPlane {
     var markedPoint: TreeMarker.Point?
     var journalWatch = StallWatch(seconds: DataPlane.journalStallSeconds)
     var filesWatch = StallWatch(seconds: DataPlane.filesStallSeconds)
-    var journalQuestion = JournalQuestion.none
+    var journalQuestion = JournalQuestion.answered(at: 0)
     /// This node's votes as they are on its disk, for the marker.
     var votes: (birth: UInt64, starts: UInt64) = (0, 0)
     /// A log that is about to begin anew must not get a checkpoint of the old history.

@@ -37,7 +37,6 @@ struct StallWatch {
 /// thread that waits for it there looks like slow plain files, while nothing is under way to the journal that would show
 /// which one hangs.
 enum JournalQuestion {
-    case none
     /// - Parameter writesEnded: of the journal, then: a disk that is only slow takes one write after the other.
     case asked(at: UInt64, writesEnded: UInt64)
     case answered(at: UInt64)
@@ -84,7 +83,7 @@ extension DataPlane {
             guard now - moment > journalWatch.limit else { return }
             failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
         case .answered(let moment) where now - moment < JournalQuestion.pauseNanoseconds: return
-        case .none, .answered:
+        case .answered:
             journalQuestion = .asked(at: now, writesEnded: journal.writesEnded)
             journal.askDisk { [weak self] in
                 guard let self else { return }

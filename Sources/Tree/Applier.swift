@@ -154,7 +154,7 @@ public final class Applier {
         let again: Again
         var isQuestion: Bool { record.body.kind == .verify }
         var isImage: Bool { record.isImage || record.body.isImageMark }
-        private var record: Record { batch.records[seq - batch.firstSeq] }
+        var record: Record { batch.records[seq - batch.firstSeq] }
     }
 
     private enum Again { case no, yes, last }
@@ -168,7 +168,7 @@ public final class Applier {
                 passed += run.seqs
             } else if work[0].isQuestion {
                 questions.append(work)
-            } else if work.contains(where: { Applier.isHeavy($0.batch.records[$0.seq - $0.batch.firstSeq].body) }) {
+            } else if work.contains(where: { Applier.isHeavy($0.record.body) }) {
                 heavy.append(work)
             } else {
                 light.append(work)

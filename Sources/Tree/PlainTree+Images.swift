@@ -259,8 +259,9 @@ extension PlainTree {
         let stat = try System.stat(known.fd)
         let type = stat.mode & S_IFMT
         guard type == attributes.mode & S_IFMT else { return }
-        let isRight = type == S_IFREG ? true : try isSame(known.fd, as: attributes, target)
-        guard isRight else { return try replace(file, attributes, target, xattrs, links: Int(stat.links), step) }
+        guard try isSame(known.fd, stat, as: attributes, target) else {
+            return try replace(file, attributes, target, xattrs, links: Int(stat.links), step)
+        }
         let object = try object(file, writable: type == S_IFREG)
         defer { withExtendedLifetime(object) {} }
         if type == S_IFREG, stat.size != attributes.size {

@@ -32,9 +32,11 @@ extension PlainTree {
     static func isReplaceable(_ type: UInt32) -> Bool { [S_IFLNK, S_IFCHR, S_IFBLK].contains(type) }
 
     /// Whether a link leads where it shall, a device is what it shall be. Everything else can be changed, and is.
-    func isSame(_ fd: Int32, as attributes: FileAttributes, _ target: [UInt8]) throws(TreeError) -> Bool {
-        let stat = try System.stat(fd)
-        return switch stat.mode & S_IFMT {
+    /// - Parameter stat: of `fd`.
+    func isSame(
+        _ fd: Int32, _ stat: clinux_stat, as attributes: FileAttributes, _ target: [UInt8]
+    ) throws(TreeError) -> Bool {
+        switch stat.mode & S_IFMT {
         case S_IFLNK: try System.readLink(fd) == target
         case S_IFCHR, S_IFBLK:
             deviceNumber(major: stat.special_major, minor: stat.special_minor) == attributes.rdev

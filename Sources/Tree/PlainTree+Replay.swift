@@ -242,9 +242,10 @@ extension PlainTree {
     /// Whether it is what was made, or can be made that: a link or device by `replaceWrong`.
     private func mayStay(_ fd: Int32, _ object: ReplayPlan.Object) throws(TreeError) -> Bool {
         guard let birth = object.birth else { return true }
-        guard try System.stat(fd).mode & S_IFMT == birth.type else { return false }
+        let stat = try System.stat(fd)
+        guard stat.mode & S_IFMT == birth.type else { return false }
         guard !object.hasImage, let target = birth.target else { return true }
-        return try isSame(fd, as: FileAttributes(mode: birth.type, uid: 0, gid: 0, rdev: birth.rdev), target)
+        return try isSame(fd, stat, as: FileAttributes(mode: birth.type, uid: 0, gid: 0, rdev: birth.rdev), target)
     }
 
     /// Replaces links and devices that are not what their images say, wherever they stand: the images of their directories
@@ -263,8 +264,9 @@ extension PlainTree {
             if !isBeingReplaced(file) {
                 if let reference = try referenceIfKnown(to: file) {
                     // One of another type is not the mirror's, and not replaced but left to nobody.
-                    guard try System.stat(reference.rawValue).mode & S_IFMT == birth.type,
-                        try !isSame(reference.rawValue, as: attributes, target)
+                    let stat = try System.stat(reference.rawValue)
+                    guard stat.mode & S_IFMT == birth.type,
+                        try !isSame(reference.rawValue, stat, as: attributes, target)
                     else { continue }
                 } else if try !isLost(file) {
                     continue

@@ -89,7 +89,7 @@ enum System {
         return found
     }
 
-    // Extended attributes: through /proc, following, because an O_PATH descriptor has none of its own and a symbolic
+    // Extended attributes: of an O_PATH descriptor, which has none of its own (EBADF), through /proc, following; a symbolic
     // link cannot be opened otherwise.
 
     private static func withLink<Value>(_ fd: Int32, _ body: (UnsafePointer<CChar>) -> Value) -> Value {

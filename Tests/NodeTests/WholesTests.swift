@@ -27,16 +27,6 @@ import Testing
         a.waitForSync(a.call { $0.log.lastSeq })
     }
 
-    private func bringBack(_ pair: Pair) {
-        pair.a.fillJournal(pair.a.file("base"))
-        pair.connect()
-        pair.admit(to: pair.a, epoch: 3)
-        pair.settle()
-        #expect(pair.a.kind == "ranges")
-        #expect(pair.differences() == [])
-        #expect(pair.b.isMerged && pair.b.problems == [] && pair.a.problems == [])
-    }
-
     /// A directory and what was above it change places. The old place is told as a whole, the new one exactly: its image
     /// must not come first, because there the one would be put below itself.
     @Test func directoriesAmongWholesAreSentInTheirOrder() throws {
@@ -56,7 +46,7 @@ import Testing
         a.rename(x, .root, "x", to: z, "x")
         let exact = a.call { $0.keeper.debt?.since.changes(of: z) }
         #expect(exact?.hasNames == true && exact?.hasContent == false)
-        bringBack(pair)
+        pair.bringBackByRanges()
     }
 
     /// The same with all of them told as wholes.
@@ -77,7 +67,7 @@ import Testing
             a.wait("applied") { $0.log.applied >= $0.log.lastSeq }
         }
         overflow(a)
-        bringBack(pair)
+        pair.bringBackByRanges()
     }
 
     /// Broken off, and gone on with: what has been told as a whole since may be a directory too.
@@ -99,6 +89,6 @@ import Testing
             mess.make(60)
             overflow(a)
         }
-        bringBack(pair)
+        pair.bringBackByRanges()
     }
 }

@@ -100,13 +100,12 @@ struct Dump: ParsableCommand {
         do {
             return try JournalReader(path: journal)
         } catch {
-            if error.code == .notFound { throw ValidationError("\(error)") }
-            guard error.code == .system(EINVAL) else {
-                // Not the status of a damaged journal: nobody has looked at it.
-                if case .system = error.code { throw ValidationError("\(error)") }
-                throw error
+            switch error.code {
+            case .system(EINVAL): return try JournalReader(path: journal, direct: false)
+            // Not the status of a damaged journal: nobody has looked at it.
+            case .notFound, .system: throw ValidationError("\(error)")
+            default: throw error
             }
-            return try JournalReader(path: journal, direct: false)
         }
     }
 
