@@ -223,14 +223,17 @@ extension MirroredDirectory {
         guard let connection, outstanding.remove(unique) != nil else { return }
         tally.readsByWorker += 1
         let tree = tree
+        let reads = readsByWorker
+        reads.insert(unique)
         pool.submit {
             let buffer = AlignedBuffer(byteCount: length)
             do throws(TreeError) {
                 // What was never written is zero, and so is fresh memory.
                 _ = try unsafe tree.read(file, at: offset, into: buffer.slice(0, length))
+                guard reads.take(unique) else { return }
                 unsafe connection.answer(unique, UnsafeRawBufferPointer(buffer.slice(0, length)))
             } catch {
-                connection.answer(unique, errno: error.code)
+                if reads.take(unique) { connection.answer(unique, errno: error.code) }
             }
         }
     }

@@ -52,7 +52,10 @@ extension MirroredDirectory {
         late = LateOpens()
         abandonLocalChanges()
         loading = [:]
-        if let errno { for unique in open { connection?.answer(unique, errno: errno) } }
+        // A worker that finds its read answered keeps quiet. One that waits for a disk that hangs would keep the kernel's
+        // page locked, and `dismount` waiting for that page.
+        let reads = readsByWorker.takeAll()
+        if let errno { for unique in reads + open { connection?.answer(unique, errno: errno) } }
     }
 
     /// Takes the mount away by force: what is cached is invalidated, the mount detached, the connection aborted. After
@@ -66,8 +69,8 @@ extension MirroredDirectory {
         let mountPoint = mountPoint
         let handle = reactor.handle
         let carried = Carried<(MirroredDirectory, () -> Void)>((self, then))
-        // On a worker: an invalidation waits for reads of that file, and those are answered by this thread.
-        pool.submit {
+        // Not on this thread: an invalidation waits for reads of that file, and those are answered here.
+        mountPool.submit {
             connection.invalidate(files, minor: minor)
             MountTable.detach(mountPoint)
             handle.post {
@@ -92,7 +95,7 @@ extension MirroredDirectory {
         let device = session?.deviceMinor
         let handle = reactor.handle
         let carried = Carried<(MirroredDirectory, (FuseMountError?) -> Void)>((self, then))
-        pool.submit {
+        mountPool.submit {
             // What lies below it is never taken away.
             let table = device == nil ? nil : MountTable.mountsIfReadable(at: mountPoint)
             let isSeen = table.map { $0.last?.minor == device } ?? true
@@ -123,18 +126,19 @@ extension MirroredDirectory {
 extension MirroredDirectory {
     /// Whether the mount is what is seen at its path: `umount -l` takes it away from there without an end of the
     /// connection as long as somebody has a file open, and whatever is opened afterwards is not the mirrored directory.
-    /// Asked on a worker, because the table may be long; `then` is called here, and never after the mount has gone.
-    public func checkPlace(_ then: @escaping (Bool) -> Void) {
-        guard let device = session?.deviceMinor else { return }
+    /// Asked on another thread, because the table may be long.
+    /// - Parameter then: called here, once; with nil when the mount has gone by then.
+    public func checkPlace(_ then: @escaping (Bool?) -> Void) {
+        guard let device = session?.deviceMinor else { return then(nil) }
         let mountPoint = mountPoint
         let handle = reactor.handle
-        let carried = Carried<(MirroredDirectory, (Bool) -> Void)>((self, then))
-        pool.submit {
+        let carried = Carried<(MirroredDirectory, (Bool?) -> Void)>((self, then))
+        mountPool.submit {
             // Not known is not gone.
             let isSeen = MountTable.mountsIfReadable(at: mountPoint)?.contains { $0.minor == device } ?? true
             handle.post {
-                guard let (directory, then) = carried.take(), directory.session != nil else { return }
-                then(isSeen)
+                guard let (directory, then) = carried.take() else { return }
+                then(directory.session == nil ? nil : isSeen)
             }
         }
     }

@@ -2,6 +2,7 @@ public import Format
 internal import Glibc
 public import Logging
 public import Ring
+internal import Synchronization
 public import Tree
 
 /// The directory the application sees: a FUSE mount whose changes are logged, and whose content is the plain tree.
@@ -65,6 +66,8 @@ public final class MirroredDirectory {
 
     let reactor: Reactor
     let pool: WorkerPool
+    /// For the mount itself, which must come away when every thread of `pool` waits for a disk that hangs.
+    let mountPool: WorkerPool
     let tree: PlainTree
     let log: any ChangeLog
     /// What both rooms can hold; narrower as soon as the other node says so.
@@ -84,6 +87,7 @@ public final class MirroredDirectory {
 
     /// Requests to be answered by the data thread. A read that a worker answers is not among them.
     var outstanding: Set<UInt64> = []
+    let readsByWorker = UnansweredReads()
     /// What goes on at `thaw`, in order: requests, answers, steps of operations under way.
     var heldWork: [() -> Void] = []
     var heldBytes = 0
@@ -107,24 +111,27 @@ public final class MirroredDirectory {
     /// - Parameters:
     ///   - reactor: the data thread's; the initialiser is called on it.
     ///   - pool: for blocking calls; several threads.
+    ///   - mountPool: for the mount; one thread.
     ///   - mountPoint: the directory the application uses. What is mounted there (the guard) is covered.
     ///   - name: the mirror's name, shown in mount tables.
     public convenience init(
-        reactor: Reactor, pool: WorkerPool, tree: PlainTree, log: any ChangeLog, mountPoint: String, name: String,
-        limits: FileLimits, logger: Logger
+        reactor: Reactor, pool: WorkerPool, mountPool: WorkerPool, tree: PlainTree, log: any ChangeLog,
+        mountPoint: String, name: String, limits: FileLimits, logger: Logger
     ) throws(FuseMountError) {
         try self.init(
-            reactor: reactor, pool: pool, tree: tree, log: log, mountPoint: mountPoint, name: name, limits: limits,
-            wanted: .wanted, logger: logger)
+            reactor: reactor, pool: pool, mountPool: mountPool, tree: tree, log: log, mountPoint: mountPoint,
+            name: name,
+            limits: limits, wanted: .wanted, logger: logger)
     }
 
     /// - Parameter wanted: of the kernel; less than all, and it behaves as an older one.
     init(
-        reactor: Reactor, pool: WorkerPool, tree: PlainTree, log: any ChangeLog, mountPoint: String, name: String,
-        limits: FileLimits, wanted: FuseFeatures, logger: Logger
+        reactor: Reactor, pool: WorkerPool, mountPool: WorkerPool, tree: PlainTree, log: any ChangeLog,
+        mountPoint: String, name: String, limits: FileLimits, wanted: FuseFeatures, logger: Logger
     ) throws(FuseMountError) {
         self.reactor = reactor
         self.pool = pool
+        self.mountPool = mountPool
         self.tree = tree
         self.log = log
         self.mountPoint = mountPoint
@@ -241,6 +248,19 @@ public final class MirroredDirectory {
 
     func unlock(_ request: FileLocks.Request) {
         for run in locks.release(request) { run() }
+    }
+}
+
+/// Reads handed to workers. Whoever takes one out answers it: the worker, or `depose`, which does not wait for a disk.
+final class UnansweredReads: Sendable {
+    private let uniques = Mutex<Set<UInt64>>([])
+    func insert(_ unique: UInt64) { uniques.withLock { _ = $0.insert(unique) } }
+    func take(_ unique: UInt64) -> Bool { uniques.withLock { $0.remove(unique) != nil } }
+    func takeAll() -> [UInt64] {
+        uniques.withLock { uniques in
+            defer { uniques = [] }
+            return uniques.sorted()
+        }
     }
 }
 

@@ -42,7 +42,8 @@ final class ControlPlane {
     /// Why the votes cannot be written; empty when they can.
     private(set) var votesProblem = ""
 
-    private var data: (any DataOrders)?
+    private(set) var data: (any DataOrders)?
+    var dataWatch = DataThreadWatch()
     var service: Service?
     /// Orders for the data plane from before it exists (a node that is still being seeded has none).
     private var waitingOrders: [@Sendable (DataPlane) -> Void] = []
@@ -124,6 +125,7 @@ final class ControlPlane {
         startedAt = reactor.now
         feed(.start(start))
         _ = reactor.repeating(milliseconds: ControlPlane.tickMilliseconds) { [unowned self] in feed(.tick) }
+        _ = reactor.repeating(milliseconds: DataThreadWatch.lookMilliseconds) { [unowned self] in watchDataThread() }
     }
 
     func attach(_ orders: any DataOrders) {

@@ -96,7 +96,7 @@ extension DataPlane {
         let link = PeerLink(
             node: node, log: log, reader: try JournalReader(path: path), workers: workers, rescue: rescue,
             isIncomplete: incomplete, logger: logger)
-        let plane = DataPlane(
+        let plane = try DataPlane(
             node: node, configuration: configuration, reactor: reactor, journal: journal, tree: tree, log: log,
             link: link,
             keeper: DebtKeeper(

@@ -69,15 +69,19 @@ final class DataPlane {
     let link: PeerLink
     let keeper: DebtKeeper
     let workers: WorkerPool
+    /// For the mount of the directory, one thread; it works when a disk hangs.
+    let mounts: WorkerPool
+    /// For questions to the disk of the plain files, one thread.
+    let questions: WorkerPool
     let logger: Logger
     let report: @Sendable (DataReport) -> Void
 
     /// Opens the directory for the application. Tests that write to the log themselves open none.
     var mount: (DataPlane) throws -> MirroredDirectory? = { plane in
         try MirroredDirectory(
-            reactor: plane.reactor, pool: plane.workers, tree: plane.tree, log: plane.log,
-            mountPoint: plane.configuration.path, name: plane.configuration.name,
-            limits: plane.limits, logger: plane.logger)
+            reactor: plane.reactor, pool: plane.workers, mountPool: plane.mounts, tree: plane.tree, log: plane.log,
+            mountPoint: plane.configuration.path, name: plane.configuration.name, limits: plane.limits,
+            logger: plane.logger)
     }
     /// What both rooms can hold, as far as the other node has told since this process started.
     var limits: FileLimits { link.peerLimits.map { link.limits.narrower($0) } ?? link.limits }
@@ -91,7 +95,9 @@ final class DataPlane {
     var markedPoint: TreeMarker.Point?
     var journalWatch = StallWatch(seconds: DataPlane.journalStallSeconds)
     var filesWatch = StallWatch(seconds: DataPlane.filesStallSeconds)
-    var journalQuestion = JournalQuestion.answered(at: 0)
+    var journalQuestion = DiskQuestion(seconds: DataPlane.journalStallSeconds)
+    var filesQuestion = DiskQuestion(seconds: DataPlane.filesStallSeconds)
+    var lookedAtDisksAt: UInt64 = 0
     /// This node's votes as they are on its disk, for the marker.
     var votes: (birth: UInt64, starts: UInt64) = (0, 0)
     /// A log that is about to begin anew must not get a checkpoint of the old history.
@@ -109,6 +115,7 @@ final class DataPlane {
     private(set) var draining = false
     private var drainDeadline: UInt64 = 0
     private var lookedForMountAt: UInt64 = 0
+    private var isLookingForMount = false
     private(set) var isBroken = false
     /// A record that waits for room in the plain files.
     var fullAt: Seq?
@@ -131,7 +138,7 @@ final class DataPlane {
         node: NodeID, configuration: MirrorConfiguration, reactor: Reactor, journal: Journal, tree: PlainTree,
         log: MirrorLog, link: PeerLink, keeper: DebtKeeper, workers: WorkerPool, logger: Logger,
         report: @escaping @Sendable (DataReport) -> Void
-    ) {
+    ) throws(RingError) {
         self.node = node
         self.configuration = configuration
         self.reactor = reactor
@@ -141,6 +148,8 @@ final class DataPlane {
         self.link = link
         self.keeper = keeper
         self.workers = workers
+        mounts = try WorkerPool(threads: 1, name: "mounts")
+        questions = try WorkerPool(threads: 1, name: "questions")
         self.logger = logger
         self.report = report
         connect()
@@ -514,13 +523,16 @@ final class DataPlane {
 
     /// The same, while somebody still has files of it open (`umount -l`): the kernel says nothing then.
     private func lookForMount() {
-        guard case .open = phase, let looked = directory, looked.onEnd != nil,
+        guard case .open = phase, let looked = directory, looked.onEnd != nil, !isLookingForMount,
             reactor.now > lookedForMountAt + DataPlane.mountLookNanoseconds
         else { return }
         lookedForMountAt = reactor.now
+        isLookingForMount = true
         looked.checkPlace { [weak self, weak looked] isThere in
+            guard let self else { return }
+            isLookingForMount = false
             // Without `onEnd` it is being closed in order.
-            guard !isThere, let self, case .open = phase, let looked, directory === looked, looked.onEnd != nil
+            guard isThere == false, case .open = phase, let looked, directory === looked, looked.onEnd != nil
             else { return }
             looked.onEnd = nil
             report(.member(.directoryLost))

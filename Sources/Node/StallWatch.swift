@@ -1,5 +1,6 @@
 import Format
 import Replication
+import Ring
 
 /// Notices that a disk of this node hangs: it does not get on with what the other node's has done already. A disk that
 /// hangs gives no error, and a node that waits for it serves nobody.
@@ -33,16 +34,49 @@ struct StallWatch {
     func stood(at now: UInt64) -> UInt64 { since.map { now - $0 } ?? 0 }
 }
 
-/// A small write to the journal's disk, while the plain files do not get on. That disk holds the file table as well: a
-/// thread that waits for it there looks like slow plain files, while nothing is under way to the journal that would show
-/// which one hangs.
-enum JournalQuestion {
-    /// - Parameter writesEnded: of the journal, then: a disk that is only slow takes one write after the other.
-    case asked(at: UInt64, writesEnded: UInt64)
-    case answered(at: UInt64)
-
-    /// Between an answer and the next question, and before the first, in nanoseconds.
+/// Asks one disk for a small write, while something waits that may wait for that disk: a read, a name, a thread that
+/// applies. Nothing of it is logged, so the other node's progress shows nothing; and one disk may look like the other
+/// (the file table is on the journal's). Who gets no answer knows which one hangs.
+struct DiskQuestion {
+    /// Between an answer and the next question, and until something that waits is suspicious, in nanoseconds.
     static let pauseNanoseconds: UInt64 = 2_000_000_000
+
+    enum Verdict { case nothing, ask, hangs }
+
+    /// How long an answer may take, in nanoseconds.
+    var limit: UInt64
+    /// Since when an answer is waited for.
+    private var asked: UInt64?
+    private var answered: UInt64 = 0
+    private var progress: UInt64 = 0
+
+    init(seconds: UInt64) { limit = seconds * 1_000_000_000 }
+
+    /// - Parameters:
+    ///   - isSuspect: something has waited for longer than the pause.
+    ///   - progress: grows with all that the disk has done for others: one that is only slow does one thing after the other.
+    mutating func look(isSuspect: Bool, progress now: UInt64 = 0, at moment: UInt64) -> Verdict {
+        if let begun = asked {
+            guard now == progress else {
+                progress = now
+                asked = moment
+                return .nothing
+            }
+            return moment - begun > limit ? .hangs : .nothing
+        }
+        guard isSuspect, moment - answered >= DiskQuestion.pauseNanoseconds else { return .nothing }
+        asked = moment
+        progress = now
+        return .ask
+    }
+
+    mutating func answer(at moment: UInt64) {
+        asked = nil
+        answered = moment
+    }
+
+    /// Nobody looked since a while, or nobody could have helped: what it took until now does not count.
+    mutating func countAnew(at moment: UInt64) { if asked != nil { asked = moment } }
 }
 
 extension DataPlane {
@@ -51,43 +85,69 @@ extension DataPlane {
     static let journalStallSeconds: UInt64 = 10
     /// Plain files. Longer: to remove one very large file may take a while, in one room more than in the other.
     static let filesStallSeconds: UInt64 = 60
+    /// Between two looks at most; longer, and this process or machine stood still itself.
+    static let diskLookNanoseconds: UInt64 = 2_000_000_000
 
     /// A primary whose disk hangs gives the service to the other node, which has everything. Alone it waits: nobody could
     /// do better. So does one that has taken over and cannot open, because what it inherited does not get into its files.
     func watchDisks() {
-        let isOpening = if case .opening = phase { true } else { false }
-        let isOpen = if case .open = phase { true } else { false }
-        var follower: FollowerState?
-        if isOpen || isOpening, log.role == .primary, inSyncNow == .both, !link.isSilent {
-            follower = log.core.follower
-        }
         let now = reactor.now
-        // What waits for room in a full journal was never given to its disk.
-        let durable = follower.map { min($0.durable, journal.lastSeq) }
-        if journalWatch.look(own: log.core.ownDurable, other: durable, now: now) {
+        let isOnTime = now - lookedAtDisksAt < DataPlane.diskLookNanoseconds
+        lookedAtDisksAt = now
+        guard isOnTime, !isBroken, inSyncNow == .both, !link.isSilent else {
+            _ = journalWatch.look(own: .zero, other: nil, now: now)
+            _ = filesWatch.look(own: .zero, other: nil, now: now)
+            journalQuestion.countAnew(at: now)
+            filesQuestion.countAnew(at: now)
+            return
+        }
+        if isJournalBehind(now) {
             return failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
         }
-        // A full disk serves what needs no room; one that is not open serves nothing.
-        let applied = fullAt == nil || isOpening ? follower?.applied : nil
-        if filesWatch.look(own: log.applied, other: applied, now: now) {
+        if areFilesBehind(now) {
             return failed(.hangs(configuration.backing, seconds: DataPlane.filesStallSeconds))
         }
-        if filesWatch.stood(at: now) > JournalQuestion.pauseNanoseconds { askJournal(now) }
+        askDisks(now)
     }
 
-    private func askJournal(_ now: UInt64) {
-        switch journalQuestion {
-        case .asked(_, let writesEnded) where journal.writesEnded != writesEnded:
-            journalQuestion = .asked(at: now, writesEnded: journal.writesEnded)
-        case .asked(let moment, _):
-            guard now - moment > journalWatch.limit else { return }
-            failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
-        case .answered(let moment) where now - moment < JournalQuestion.pauseNanoseconds: return
-        case .answered:
-            journalQuestion = .asked(at: now, writesEnded: journal.writesEnded)
+    private func isJournalBehind(_ now: UInt64) -> Bool {
+        // What waits for room in a full journal was never given to its disk.
+        let durable = log.role == .primary ? log.core.follower.map { min($0.durable, journal.lastSeq) } : nil
+        return journalWatch.look(own: log.core.ownDurable, other: durable, now: now)
+    }
+
+    private func areFilesBehind(_ now: UInt64) -> Bool {
+        var isOpen = false
+        if case .open = phase { isOpen = true }
+        // A full disk serves what needs no room; one that is not open serves nothing.
+        let isCompared = log.role == .primary && (fullAt == nil || !isOpen)
+        return filesWatch.look(own: log.applied, other: isCompared ? log.core.follower?.applied : nil, now: now)
+    }
+
+    /// Both are asked: a thread that waits does not tell for which of them.
+    private func askDisks(_ now: UInt64) {
+        let call = workers.oldestStart.map { now > $0 ? now - $0 : 0 } ?? 0
+        let isSuspect = max(call, filesWatch.stood(at: now)) > DiskQuestion.pauseNanoseconds
+        switch journalQuestion.look(isSuspect: isSuspect, progress: journal.writesEnded, at: now) {
+        case .nothing: break
+        case .hangs:
+            return failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
+        case .ask:
             journal.askDisk { [weak self] in
                 guard let self else { return }
-                journalQuestion = .answered(at: reactor.now)
+                journalQuestion.answer(at: reactor.now)
+            }
+        }
+        switch filesQuestion.look(isSuspect: isSuspect, at: now) {
+        case .nothing: break
+        case .hangs: failed(.hangs(configuration.backing, seconds: DataPlane.filesStallSeconds))
+        case .ask:
+            let tree = tree
+            let handle = reactor.handle
+            let bound = ThreadBound(self)
+            questions.submit {
+                tree.askDisk()
+                _ = handle.post { bound.value.filesQuestion.answer(at: bound.value.reactor.now) }
             }
         }
     }

@@ -16,6 +16,8 @@ public final class WorkerPool: @unchecked Sendable {
     private var waitingForRoom = 0
     private var idle = 0
     private var closed = false
+    /// When each thread began with what it does, on the boot clock in nanoseconds; 0: nothing.
+    private var starts: [UInt64]
     private var threads: [JoinableThread] = []
 
     /// - Parameters:
@@ -24,9 +26,10 @@ public final class WorkerPool: @unchecked Sendable {
     public init(threads count: Int, name: String, queueLimit: Int = WorkerPool.defaultQueueLimit) throws(RingError) {
         precondition(count > 0 && queueLimit > 0, "a pool of \(count) threads, \(queueLimit) jobs")
         self.queueLimit = queueLimit
+        starts = Array(repeating: 0, count: count)
         for index in 0..<count {
             do throws(RingError) {
-                threads.append(try JoinableThread(name: "\(name)-\(index)") { [self] in work() })
+                threads.append(try JoinableThread(name: "\(name)-\(index)") { [self] in work(index) })
             } catch {
                 shutdown()
                 throw error
@@ -36,6 +39,9 @@ public final class WorkerPool: @unchecked Sendable {
 
     /// Jobs that wait for a thread.
     public var waiting: Int { condition.withLock { queue.count - head } }
+
+    /// When the call began that has been under way for longest, on the boot clock in nanoseconds; nil: none is.
+    public var oldestStart: UInt64? { condition.withLock { starts.lazy.filter { $0 != 0 }.min() } }
 
     /// Queues `job`; waits while the queue is full. Jobs start in order, on any of the threads.
     public func submit(_ job: @escaping @Sendable () -> Void) {
@@ -74,8 +80,9 @@ public final class WorkerPool: @unchecked Sendable {
         for thread in ending { thread.join() }
     }
 
-    private func next() -> (@Sendable () -> Void)? {
+    private func next(_ thread: Int) -> (@Sendable () -> Void)? {
         condition.withLock {
+            starts[thread] = 0
             while head == queue.count {
                 if closed { return nil }
                 idle += 1
@@ -84,6 +91,7 @@ public final class WorkerPool: @unchecked Sendable {
             }
             let job = queue[head]
             head += 1
+            starts[thread] = BootClock.now
             // The array is emptied when its dead half has grown: constant work for each job, bounded memory.
             if head == queue.count {
                 queue.removeAll(keepingCapacity: queue.capacity <= queueLimit)
@@ -97,7 +105,7 @@ public final class WorkerPool: @unchecked Sendable {
         }
     }
 
-    private func work() {
-        while let job = next() { job() }
+    private func work(_ thread: Int) {
+        while let job = next(thread) { job() }
     }
 }

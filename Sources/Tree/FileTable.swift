@@ -184,13 +184,22 @@ final class FileTable: Sendable {
         }
     }
 
-    /// Makes everything durable. Called before the plain files are synced, at every checkpoint.
+    /// Makes everything durable. Called before the plain files are synced, at every checkpoint. Others use the table
+    /// meanwhile: the disk may take its time.
     func flush() throws(TreeError) {
-        try locked { (state) throws(TreeError) in
-            guard state.dirty else { return }
-            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", state.path)
+        let found = try locked { (state) throws(TreeError) -> (fd: Int32, path: String)? in
+            guard state.dirty else { return nil }
             state.dirty = false
+            // A descriptor of its own: the table may grow meanwhile, and the one that takes its place is on the disk.
+            let copy = fcntl(state.fd.rawValue, F_DUPFD_CLOEXEC, 0)
+            return (try System.check(System.errnoResult(copy), "flush the file table", state.path), state.path)
         }
+        guard let found else { return }
+        let copy = FileDescriptor(owning: found.fd)
+        let result = clinux_fdatasync(copy.rawValue)
+        guard result < 0 else { return }
+        try locked { (state) throws(TreeError) in state.dirty = true }
+        try System.check(result, "flush the file table", found.path)
     }
 
     /// Lets the next start build the table again from the files.

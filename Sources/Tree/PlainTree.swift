@@ -137,6 +137,7 @@ public final class PlainTree: Sendable {
             try table.insert(.root, try handle(of: root.rawValue))
         }
         try giveBackTimes()
+        askDisk()
     }
 
     /// Makes everything applied so far durable: the file table first, then the plain files.

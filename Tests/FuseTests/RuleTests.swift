@@ -1,4 +1,5 @@
 import CLinux
+import Dispatch
 import Format
 import Glibc
 import Testing
@@ -291,6 +292,38 @@ extension MountedTests {
                     directory.dismount {}
                 }
                 #expect(eventually { MountGuard.isPlaced(at: mounted.path) })
+            }
+        }
+
+        /// A disk hangs, and every thread that reads waits for it: who waits for those reads hears so, and the mount comes away.
+        @Test func failure24ADeposedNodeWhoseDiskHangsAnswersItsReadsAndTakesTheMountAway() throws {
+            try withMounted { mounted in
+                let path = mounted.path + "/f"
+                #expect(put(path, [UInt8](repeating: 7, count: 8192)) == 0)
+                mounted.settle()
+                // Nobody has it in memory: a worker must read it.
+                sync()
+                for place in [mounted.backing, mounted.path] {
+                    let fd = open(place + "/f", O_RDONLY)
+                    #expect(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0)
+                    close(fd)
+                }
+                let isReleased = DispatchSemaphore(value: 0)
+                for _ in 0..<Mounted.workers { mounted.pool.submit { isReleased.wait() } }
+                let reader = Concurrent {
+                    let fd = open(path, O_RDONLY)
+                    var byte: UInt8 = 0
+                    #expect(errnoOf(pread(fd, &byte, 1, 0)) == EIO)
+                    close(fd)
+                }
+                #expect(!reader.ends(within: 100))
+                #expect(mounted.counters.readsByWorker == 1)
+                mounted.onData { directory, _ in directory.dismount {} }
+                #expect(reader.ends(within: 1000))
+                #expect(eventually { mounted.onData { directory, _ in directory.state } == .ended })
+                #expect(MountGuard.isPlaced(at: mounted.path))
+                for _ in 0..<Mounted.workers { isReleased.signal() }
+                reader.join()
             }
         }
 

@@ -175,7 +175,9 @@ final class Mounted: @unchecked Sendable {
     var backing: String { root + "/backing" }
     var plain: String { root + "/plain" }
     private(set) var thread: ReactorThread!
+    static let workers = 3
     let pool: WorkerPool
+    private let mountPool: WorkerPool
     private let applyPool: WorkerPool
     private var directory: MirroredDirectory!
     private var log: LocalLog!
@@ -191,14 +193,16 @@ final class Mounted: @unchecked Sendable {
         for name in ["", "/mirror", "/backing", "/plain", "/state"] { precondition(mkdir(root + name, 0o755) == 0) }
         hasOwnDisk = fileSystem != nil
         if let fileSystem { try Mounted.mountDisk(fileSystem, image: root + "/image", at: root + "/backing") }
-        pool = try WorkerPool(threads: 3, name: "fuse-work")
+        pool = try WorkerPool(threads: Mounted.workers, name: "fuse-work")
+        mountPool = try WorkerPool(threads: 1, name: "fuse-mount")
         applyPool = try WorkerPool(threads: 1, name: "fuse-apply")
         try MountGuard.place(at: path, name: "test")
         tree = try PlainTree(backing: backing, state: root + "/state", opening: .create, logger: quiet)
         thread = try ReactorThread(name: "fuse-data", logger: quiet) { [self] reactor in
             log = LocalLog(tree: tree, pool: applyPool, reactor: reactor)
             directory = try MirroredDirectory(
-                reactor: reactor, pool: pool, tree: tree, log: log, mountPoint: path, name: "test",
+                reactor: reactor, pool: pool, mountPool: mountPool, tree: tree, log: log, mountPoint: path,
+                name: "test",
                 limits: limits ?? tree.limits, wanted: FuseFeatures.wanted.subtracting(lacking), logger: quiet)
         }
     }
@@ -254,6 +258,7 @@ final class Mounted: @unchecked Sendable {
         thread.stop()
         thread.join()
         pool.shutdown()
+        mountPool.shutdown()
         applyPool.shutdown()
         tree = nil
         MountGuard.remove(at: path)

@@ -69,6 +69,29 @@ extension WholeSystem {
             }
         }
 
+        /// Only the thread that carries the data stands still, in a call that should not block; the one that renews the leases
+        /// goes on. The process must not stay primary for ever.
+        @Test func failure24AServingNodeWhoseDataThreadStandsStillGivesTheServiceAway() throws {
+            try Harness.withRooms(configure: Small.configuration) { cluster in
+                let trap = try Trap(directory: cluster.building.directory)
+                try cluster.start { $0 === cluster.alpha.room ? trap.environment : [:] }
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                try trap.close()
+                let (begun, daemon) = (bootSeconds(), try #require(cluster.daemon(cluster.alpha)))
+                try cluster.waitFor(cluster.beta, "serves", within: 60) { $0.serves }
+                try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
+                // Not by its own end, nor because the other one was lost.
+                try #require(bootSeconds() - begun > 15)
+                try #require(daemon.waitForEnd(within: 10) == 1)
+                try #require(daemon.logTail().contains("has stood still for 20 s"))
+                try trap.open()
+                try cluster.startDaemon(cluster.alpha)
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
         /// The clock of this machine must not be set, and namespaces do not cover CLOCK_REALTIME. So each daemon gets a wall
         /// clock of its own from a library that stands before the C library (`clock_gettime`, `gettimeofday`, `time`) and
         /// adds an offset that the test changes while they run. Swift's and Foundation's clocks go through these functions;
@@ -119,6 +142,41 @@ extension WholeSystem {
             }
         }
     }
+}
+
+/// A library that stands before the C library, and stops the data thread at its next request of the application.
+private struct Trap {
+    private let directory: String
+    private var library: String { directory + "/trap.so" }
+    private var flag: String { directory + "/trap-is-closed" }
+
+    init(directory: String) throws {
+        self.directory = directory
+        let source = directory + "/trap.c"
+        try Data(
+            """
+            #define _GNU_SOURCE
+            #include <dlfcn.h>
+            #include <stdlib.h>
+            #include <sys/uio.h>
+            #include <unistd.h>
+            ssize_t readv(int file, const struct iovec *pieces, int count) {
+                static ssize_t (*real)(int, const struct iovec *, int);
+                if (!real) real = (ssize_t(*)(int, const struct iovec *, int))dlsym(RTLD_NEXT, "readv");
+                int isFuse = count == 2 && pieces[0].iov_len == 80;
+                while (isFuse && access(getenv("TRAP"), F_OK) == 0) usleep(10000);
+                return real(file, pieces, count);
+            }
+
+            """.utf8
+        ).write(to: URL(fileURLWithPath: source))
+        try succeedOnHost(["clang", "-shared", "-fPIC", "-O1", "-o", library, source])
+    }
+
+    var environment: [String: String] { ["LD_PRELOAD": library, "TRAP": flag] }
+
+    func close() throws { try Data().write(to: URL(fileURLWithPath: flag)) }
+    func open() throws { try FileManager.default.removeItem(atPath: flag) }
 }
 
 /// Wall clocks of single processes.

@@ -206,6 +206,8 @@ final class TestNode: @unchecked Sendable {
         thread.join()
         thread = nil
         plane?.workers.shutdown()
+        plane?.mounts.shutdown()
+        plane?.questions.shutdown()
         plane?.log.applier.shutdown()
         plane?.tree.cache.removeAll()
         plane = nil

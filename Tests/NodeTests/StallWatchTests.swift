@@ -10,8 +10,9 @@ import Testing
 @Suite struct StallWatchTests {
     private func seq(_ value: UInt64) -> Seq { Seq(rawValue: value) }
 
+    private let second: UInt64 = 1_000_000_000
+
     @Test func failure24OnlyWhoStandsStillBehindTheOtherHangs() {
-        let second: UInt64 = 1_000_000_000
         var watch = StallWatch(seconds: 10)
         var found: [UInt64] = []
         func look(_ time: UInt64, _ own: UInt64, _ other: UInt64?) {
@@ -29,6 +30,53 @@ import Testing
         #expect(found.first == 110, "\(found)")
     }
 
+    @Test func failure24OnlyADiskThatAnswersNothingAtAllHangs() {
+        var question = DiskQuestion(seconds: 10)
+        func look(_ time: UInt64, suspect: Bool = true, progress: UInt64 = 0) -> DiskQuestion.Verdict {
+            question.look(isSuspect: suspect, progress: progress, at: time * second)
+        }
+        #expect(look(100, suspect: false) == .nothing)
+        #expect(look(101) == .ask)
+        #expect(look(111) == .nothing)
+        question.answer(at: 111 * second)
+        // Not at once again.
+        #expect(look(112) == .nothing)
+        #expect(look(113) == .ask)
+        // It is slow, but takes one thing after the other.
+        for time in 114...140 { #expect(look(UInt64(time), progress: UInt64(time)) == .nothing) }
+        // This process stood still for a while.
+        question.countAnew(at: 200 * second)
+        #expect(look(210, progress: 140) == .nothing)
+        // What waited has an answer from somewhere else; the question still has none.
+        #expect(look(211, suspect: false, progress: 140) == .hangs)
+    }
+
+    /// Something is read, nothing is written: the other node has nothing to be ahead with. While its disks answer, a call
+    /// may take as long as it likes.
+    @Test(arguments: ["neither", "journal", "files"])
+    func failure24ACallThatWaitsForADiskBeforeAnythingIsLoggedFindsTheDiskThatHangs(hanging: String) throws {
+        let pair = try Pair()
+        pair.connect()
+        pair.serve(pair.a, epoch: 1)
+        pair.admit(to: pair.a, epoch: 1)
+        pair.settle()
+        pair.a.call { $0.holdsCheckpoints = true }
+        pair.a.wait("quiet") { !$0.checkpointRunning && !$0.journal.superblockWriting }
+        let isReleased = Flag()
+        pair.a.call { [second] plane in
+            plane.journalQuestion.limit = second
+            plane.filesQuestion.limit = second
+            if hanging == "journal" { plane.journal.superblockWriting = true }
+            if hanging == "files" { plane.questions.submit { while !isReleased.isSet { usleep(1000) } } }
+            plane.workers.submit { while !isReleased.isSet { usleep(1000) } }
+        }
+        for _ in 0..<(hanging == "neither" ? 80 : 300) where pair.a.problems.isEmpty { usleep(100_000) }
+        let problems = pair.a.problems
+        isReleased.set()
+        let named = ["neither": [], "journal": ["/state/journal hangs"], "files": ["/backing hangs"]][hanging]!
+        #expect(problems.count == named.count && zip(problems, named).allSatisfy { $0.contains($1) }, "\(problems)")
+    }
+
     /// The file table is on the journal's disk. When that hangs, a thread that applies may be the first one to wait for it,
     /// and nothing is under way to the journal: the application waits for the table then.
     ///
@@ -44,7 +92,7 @@ import Testing
         pair.a.call { $0.holdsCheckpoints = true }
         pair.a.wait("quiet") { !$0.checkpointRunning && !$0.journal.superblockWriting }
         let tree = pair.a.call { plane in
-            plane.journalWatch = StallWatch(seconds: 1)
+            plane.journalQuestion.limit = second
             // The superblock's writes never end.
             if disk != "answers" { plane.journal.superblockWriting = true }
             return plane.tree
