@@ -6,12 +6,20 @@ internal import Ring
 internal import Synchronization
 
 /// A file system's own name for an inode (`name_to_handle_at`): finds it without a path, however often it was renamed.
-struct FileHandle: Sendable, Hashable {
+struct FileHandle: Sendable {
     var type: Int32
     var bytes: [UInt8]
+    /// Type bits of `st_mode`, for whoever opens it; 0: not known (an earlier build wrote it). No part of what it names.
+    var objectType: UInt32 = 0
 
     /// What a slot of the file table has room for. ext4 needs 8 bytes, XFS 12, btrfs 20.
     static let byteLimit = 40
+}
+
+extension FileHandle: Equatable {
+    static func == (left: FileHandle, right: FileHandle) -> Bool {
+        left.type == right.type && left.bytes == right.bytes
+    }
 }
 
 /// Where the files are: file number -> handle, in a flat hash on disk.
@@ -30,8 +38,8 @@ struct FileHandle: Sendable, Hashable {
 ///
 /// page 0   magic "LSTABLE1" 8 | version u32 | condition u32 | slots u64 | identity of the tree u64 | ... | CRC-32C u32
 /// then     slots of 64 bytes, eight to a disk sector, so that none is ever torn:
-///            file number 8 (0 empty, all ones removed) | handle type i32 | handle length u32 | handle 40 | 0 u32 |
-///            CRC-32C of the 60 bytes before
+///            file number 8 (0 empty, all ones removed) | handle type i32 | handle length u32 | handle 40 |
+///            type of the object u32 (0 not known) | CRC-32C of the 60 bytes before
 /// ```
 ///
 /// Open addressing with linear probing; a power of two of slots, at most 70 % in use. A slot once used never becomes
@@ -434,12 +442,13 @@ final class FileTable: Sendable {
             let length = Int(try reader.get(UInt32.self))
             if file == 0, type == 0, length == 0 { return nil }
             let handle = try reader.get(raw: FileHandle.byteLimit)
-            try reader.skip(4)
+            let objectType = try reader.get(UInt32.self)
             let start = bytes.startIndex
             guard try reader.get(UInt32.self) == crc32c(bytes[start..<(start + slotBytes - 4)]),
                 length <= FileHandle.byteLimit
             else { throw DecodingError("slot checksum", at: 60) }
-            return Slot(file: file, handle: FileHandle(type: type, bytes: Array(handle[..<length])))
+            let found = FileHandle(type: type, bytes: Array(handle[..<length]), objectType: objectType)
+            return Slot(file: file, handle: found)
         } catch {
             throw TreeError(
                 "use the file table", "slot \(index): \(error)", code: EIO,
@@ -453,7 +462,8 @@ final class FileTable: Sendable {
         writer.put(slot.handle.type)
         writer.put(UInt32(slot.handle.bytes.count))
         writer.put(raw: slot.handle.bytes)
-        writer.put(raw: [UInt8](repeating: 0, count: slotBytes - 4 - writer.count))
+        writer.put(raw: repeatElement(0, count: FileHandle.byteLimit - slot.handle.bytes.count))
+        writer.put(slot.handle.objectType)
         writer.put(crc32c(writer.bytes))
         try writeBytes(fd, writer.bytes, at: offset(of: index))
     }

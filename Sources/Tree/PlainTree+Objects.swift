@@ -32,7 +32,7 @@ extension PlainTree {
         }
         try System.check(result, "get the handle of", path(of: fd))
         let bytes = unsafe withUnsafeBytes(of: &found.bytes) { raw in unsafe Array(raw.prefix(Int(found.length))) }
-        return FileHandle(type: found.type, bytes: bytes)
+        return FileHandle(type: found.type, bytes: bytes, objectType: try System.stat(fd).mode & S_IFMT)
     }
 
     /// Where an object is now, for messages only.
@@ -80,11 +80,7 @@ extension PlainTree {
     }
 
     private func open(_ handle: FileHandle, of file: FileID) throws(TreeError) -> FileDescriptor? {
-        var raw = clinux_handle()
-        raw.type = handle.type
-        raw.length = UInt32(handle.bytes.count)
-        unsafe withUnsafeMutableBytes(of: &raw.bytes) { space in unsafe space.copyBytes(from: handle.bytes) }
-        let result = unsafe clinux_open_by_handle(root.rawValue, &raw, CLINUX_O_PATH | CLINUX_O_NOFOLLOW)
+        let result = openByHandle(handle, CLINUX_O_PATH)
         if result == -ESTALE || result == -ENOENT { return nil }
         let fd = FileDescriptor(owning: try System.check(result, "open by handle", "file \(file)"))
         guard try tag(of: fd.rawValue) == file else { return nil }
@@ -106,14 +102,46 @@ extension PlainTree {
     /// (reading only, if that is refused and enough), directories for reading, everything else O_PATH.
     func object(_ file: FileID, writable: Bool) throws(TreeError) -> OpenObject {
         if let found = cache.find(file), found.isWritable || !writable { return found }
+        if let found = try openDirectly(file, writable: writable) { return found }
         return try open(file, reference(to: file), writable: writable)
     }
 
     /// As `object`; nil when the table does not know the file, or knows it wrongly. One that is open is known.
     func objectIfKnown(_ file: FileID) throws(TreeError) -> OpenObject? {
         if let found = cache.find(file) { return found }
+        if let found = try openDirectly(file, writable: false) { return found }
         guard let reference = try referenceIfKnown(to: file) else { return nil }
         return try open(file, reference, writable: false)
+    }
+
+    /// A regular file or a directory of which the table knows that it is one, in half the calls. What the handle leads to
+    /// is compared like any other: number and type.
+    /// - Returns: nil when it does not lead there: the other way (`reference`) finds out why.
+    private func openDirectly(_ file: FileID, writable: Bool) throws(TreeError) -> OpenObject? {
+        guard let handle = try table.find(file) else { return nil }
+        let flags: Int32
+        switch handle.objectType {
+        // Nothing else is opened, in whatever state the disk is: not to wait for a pipe's other end.
+        case S_IFREG: flags = O_RDWR | O_NONBLOCK
+        case S_IFDIR: flags = O_RDONLY | CLINUX_O_DIRECTORY
+        default: return nil
+        }
+        let result = openByHandle(handle, flags | CLINUX_O_NOATIME)
+        guard result >= 0 else { return nil }
+        let fd = FileDescriptor(owning: result)
+        let type = try System.stat(result).mode & S_IFMT
+        guard type == handle.objectType, type == S_IFREG || !writable, try tag(of: result) == file else { return nil }
+        let opened = OpenObject(owning: fd.release(), type: type, isWritable: type == S_IFREG)
+        cache.insert(file, opened)
+        return opened
+    }
+
+    private func openByHandle(_ handle: FileHandle, _ flags: Int32) -> Int32 {
+        var raw = clinux_handle()
+        raw.type = handle.type
+        raw.length = UInt32(handle.bytes.count)
+        unsafe withUnsafeMutableBytes(of: &raw.bytes) { space in unsafe space.copyBytes(from: handle.bytes) }
+        return unsafe clinux_open_by_handle(root.rawValue, &raw, flags | CLINUX_O_NOFOLLOW)
     }
 
     private func open(
