@@ -10,6 +10,8 @@ extension MirrorConfiguration {
     /// what an undisciplined crystal does (500 ppm).
     public static let clockDriftPercent = 1
     static let journalSizeMebibytesMinimum = 64
+    /// Of a mirror and a node together: /run/lockstep/MIRROR/NODE.sock must fit into 107 bytes.
+    static let namesBytesMaximum = 87
 
     init(document: Document) throws(ConfigurationError) {
         var root = Section(document)
@@ -18,7 +20,7 @@ extension MirrorConfiguration {
         try Self.checkName(name, at: "name", in: root)
         mode = try root.choice("mode", default: .balanced)
         (path, backing, state) = try Self.readDirectories(&root, name: name)
-        nodes = try Self.readNodes(&root)
+        nodes = try Self.readNodes(&root, mirror: name)
         witness = try Self.readWitness(&root, nodes: nodes)
         addresses = try Self.readAddresses(&root, nodes: nodes, witness: witness)
         application = try Self.readApplication(&root)
@@ -113,7 +115,9 @@ extension MirrorConfiguration {
         left == right || left.address == right.address && !left.address.isLoopback
     }
 
-    private static func readNodes(_ root: inout Section) throws(ConfigurationError) -> [Node] {
+    private static func readNodes(
+        _ root: inout Section, mirror: String
+    ) throws(ConfigurationError) -> [Node] {
         var sections = try root.sections("node")
         guard sections.count == 2 else {
             throw root.failure(
@@ -124,6 +128,11 @@ extension MirrorConfiguration {
         for (index, id) in NodeID.allCases.enumerated() {
             let name = try sections[index].requiredString("name", example: index == 0 ? "alpha" : "beta")
             try checkName(name, at: "name", in: sections[index])
+            guard mirror.utf8.count + name.utf8.count <= MirrorConfiguration.namesBytesMaximum else {
+                throw sections[index].failure(
+                    "name", "\"\(name)\" and the mirror's name are too long together for the path of a socket",
+                    "Shorten one: at most \(MirrorConfiguration.namesBytesMaximum) characters for both")
+            }
             let endpoint = try readEndpoint(&sections[index])
             let interface = try sections[index].string("interface", example: "eth0")
             if let interface { try checkInterface(interface, at: "interface", in: sections[index]) }

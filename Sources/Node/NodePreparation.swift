@@ -20,6 +20,8 @@ public enum NodePreparation {
         progress: ((_ written: Int, _ total: Int) -> Void)? = nil
     ) throws -> MirrorID {
         try makeDirectories(configuration)
+        let lock = try StateLock(configuration)
+        defer { withExtendedLifetime(lock) {} }
         let votes = VoteFile(path: StateFiles.votes(configuration))
         guard try votes.load() == nil else {
             throw StartError(
@@ -50,6 +52,8 @@ public enum NodePreparation {
     /// other node's: files that are equal already are not sent.
     public static func join(_ configuration: MirrorConfiguration, node: NodeID, logger: Logger) throws {
         try makeDirectories(configuration)
+        let lock = try StateLock(configuration)
+        defer { withExtendedLifetime(lock) {} }
         guard try VoteFile(path: StateFiles.votes(configuration)).load() == nil else {
             // Its disk was replaced: the votes and the journal stay, and the daemon finds that the files are gone.
             if case .empty = try PlainTree.look(at: configuration.backing) {

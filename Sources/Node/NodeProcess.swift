@@ -39,7 +39,7 @@ public final class NodeProcess: @unchecked Sendable {
     private let controlReactor: ReactorSlot
 
     /// Held from the first step of `start` until the process ends; of the thread that starts and stops.
-    private var stateLock: Int32 = -1
+    private var stateLock: StateLock?
 
     // Confined to the control thread.
     private var control: ControlPlane!
@@ -89,7 +89,9 @@ public final class NodeProcess: @unchecked Sendable {
         _ = clinux_set_io_flusher(1)
         DescriptorLimit.raise(to: NodeProcess.descriptors)
         try makeDirectories()
-        try lockState()
+        // BEFORE the guard is placed: that takes away the mount of a process that was killed, and would take away the one of
+        // a process that serves.
+        stateLock = try StateLock(configuration)
         Service.removeLeftovers(configuration, node: node, logger: logger)
         let votes = VoteFile(path: StateFiles.votes(configuration))
         let state = try votes.load()
@@ -165,29 +167,6 @@ public final class NodeProcess: @unchecked Sendable {
                 throw StartError("cannot create \(directory): \(error.localizedDescription)")
             }
         }
-    }
-
-    /// One process at a time, and BEFORE the guard is placed: that takes away the mount of a process that was killed,
-    /// and would take away the one of a process that serves.
-    private func lockState() throws {
-        let path = StateFiles.lock(configuration)
-        let descriptor = unsafe open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
-        guard descriptor >= 0 else {
-            throw StartError("cannot create \(path): \(errorText(errno)). Mend the disk or its permissions")
-        }
-        guard clinux_lock_exclusive(descriptor) >= 0 else {
-            var text = [UInt8](repeating: 0, count: 16)
-            let count = unsafe pread(descriptor, &text, text.count, 0)
-            close(descriptor)
-            let holder = String(decoding: text.prefix(max(0, count)), as: UTF8.self)
-            throw StartError(
-                "lockstepd runs here already for mirror \(configuration.name) (process \(holder)): `lockstep status` "
-                    + "asks it, and it alone may use \(configuration.state)")
-        }
-        // Only for the words above: a full disk is no reason not to start.
-        let number = Array("\(getpid())".utf8)
-        if ftruncate(descriptor, 0) == 0 { _ = unsafe pwrite(descriptor, number, number.count, 0) }
-        stateLock = descriptor
     }
 
     private func makeJournal(_ mirror: MirrorID) throws {

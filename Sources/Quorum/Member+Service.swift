@@ -345,7 +345,7 @@ extension Member {
     private mutating func requestStart(effects: inout [MemberEffect]) {
         switch mode {
         case .stopped(diskFailed: false):
-            mode = .standby
+            mode = state == nil ? .unformed : .standby
             nextRoundAt = now
         case .closing(.stopped(diskFailed: false)): mode = .closing(next: .standby)
         case .closing(.handedOver) where !isDiskFailed: mode = .closing(next: .handedOver(stop: false))
@@ -396,7 +396,8 @@ extension Member {
         case .closing(.standby): mode = .closing(next: .stopped(diskFailed: false))
         case .closing(.handedOver): mode = .closing(next: .handedOver(stop: true))
         case .handedOver(let until, _): mode = .handedOver(until: until, stop: true)
-        case .unformed, .stopped, .closing: break
+        case .unformed: mode = .stopped(diskFailed: false)
+        case .stopped, .closing: break
         }
     }
 

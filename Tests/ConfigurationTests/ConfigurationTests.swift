@@ -190,6 +190,20 @@ struct Mistake: CustomTestStringConvertible, Sendable {
         #expect(!error.remedy.isEmpty && error.description.hasPrefix("ledger.toml:\(mistake.line): "))
     }
 
+    /// Together they are the path of a socket, which the kernel limits.
+    @Test func namesThatAreTooLongTogetherAreRefused() throws {
+        let mirror = String(repeating: "m", count: 40)
+        let text = sound.replacingOccurrences(of: "name = \"ledger\"", with: "name = \"\(mirror)\"")
+        func read(_ name: String) throws -> MirrorConfiguration {
+            try .parse(
+                text.replacingOccurrences(of: "name = \"beta\"", with: "name = \"\(name)\"")
+                    .replacingOccurrences(of: "beta = \"ens4\"", with: "\(name) = \"ens4\""), file: "f")
+        }
+        #expect(try read(String(repeating: "b", count: 47)).nodes[1].name.count == 47)
+        let error = #expect(throws: ConfigurationError.self) { try read(String(repeating: "b", count: 48)) }
+        #expect(error?.line == 11 && error?.key == "node[1].name" && error?.problem.contains("too long") == true)
+    }
+
     @Test func onlyOneNodeIsRefused() throws {
         let error = try #require(
             refusal("[[node]]\nname = \"beta\"\naddress = \"[fd00::12]:7400\"\ninterface = \"ens3\"", ""))

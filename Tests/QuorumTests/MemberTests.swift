@@ -134,6 +134,21 @@ private struct MemberBench {
         #expect(bench.additions == 0 && bench.epochs == [after] && bench.member.mode == .serving)
     }
 
+    /// It waits for its part in the mirror: whoever stops it need not wait with it.
+    @Test func aNodeWithoutAPartStopsAtOnceAndStartsAsWhatItWas() {
+        var member = Member(node: .b, timing: QuorumTiming(), seed: 7)
+        var roles: [Role] = []
+        for event in [
+            .start(MemberStart(state: nil, logComplete: true, lastEpoch: .none, lastSeq: .zero)), .tick, .requestStop,
+            .tick, .requestStart, .tick,
+        ] as [MemberEvent] {
+            var effects: [MemberEffect] = []
+            member.step(event, now: long, effects: &effects)
+            for case .role(let state) in effects { roles.append(state.role) }
+        }
+        #expect(roles == [.wait, .stop, .wait] && member.mode == .unformed)
+    }
+
     /// Who wants to stop gets it, also if the application or the directory cannot be left in order; who wants to move
     /// the service keeps it.
     @Test(arguments: [true, false]) func aDrainThatFailsEndsAStopByForceAndASwapHere(stop: Bool) {

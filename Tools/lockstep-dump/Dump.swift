@@ -55,21 +55,22 @@ struct Dump: ParsableCommand {
 
     func run() throws {
         let reader = try open()
-        if try showRescue(reader) { return }
+        // What is wrong with the options is said before the first line goes out.
         let output: any Output = json ? JSONOutput(payload: payload) : TextOutput(payload: payload)
+        var listing = Listing(
+            reader: reader, filter: filter(), names: try names(), output: output,
+            extractor: verify ? nil : try extract.map { try Extractor(directory: $0) })
+        if try showRescue(&listing) { return }
         let map: JournalMap
         do {
             map = try look(reader)
         } catch {
-            try showRefused(reader, error, output)
+            try showRefused(&listing, error)
             throw ExitCode(1)
         }
         output.begin(journal: journal, superblocks: SuperblockSet(image: reader), report: map.report)
         var complete = true
         if !verify {
-            var listing = Listing(
-                reader: reader, filter: try filter(), names: try names(), output: output,
-                extractor: try extract.map { try Extractor(directory: $0) })
             complete = listing.list(map.segments)
             try listing.extractor?.finish()
         }
@@ -110,22 +111,22 @@ struct Dump: ParsableCommand {
     }
 
     /// No superblocks to go by: every batch that can be found by itself.
-    private func showRefused(_ reader: JournalReader, _ error: JournalError, _ output: any Output) throws {
+    private func showRefused(_ listing: inout Listing, _ error: JournalError) throws {
+        let (reader, output) = (listing.reader, listing.output)
         output.refused(journal: journal, superblocks: SuperblockSet(image: reader), error: error)
         if !verify {
-            var listing = Listing(
-                reader: reader, filter: try filter(), names: try names(), output: output, extractor: nil)
             _ = listing.list(JournalMap.everyHeader(in: reader))
+            try listing.extractor?.finish()
         }
         output.end(report: nil, verify: verify)
     }
 
-    func filter() throws -> Filter {
+    private func filter() -> Filter {
         Filter(
             seqs: seq?.range, file: file, since: since?.nanoseconds, until: until?.nanoseconds)
     }
 
-    func names() throws -> Names {
+    private func names() throws -> Names {
         var names = Names()
         if let backing { try names.scan(backing) }
         return names

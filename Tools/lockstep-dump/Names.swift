@@ -1,3 +1,4 @@
+import ArgumentParser
 import CLinux
 import Format
 import Foundation
@@ -16,7 +17,7 @@ struct Names {
     mutating func scan(_ directory: String) throws {
         var isDirectory: ObjCBool = false
         guard FileManager.default.fileExists(atPath: directory, isDirectory: &isDirectory), isDirectory.boolValue else {
-            throw DumpError("--backing \(directory): no such directory")
+            throw ValidationError("--backing \(directory): no such directory")
         }
         scanned[.root] = "/"
         guard let walker = FileManager.default.enumerator(atPath: directory) else { return }

@@ -6,21 +6,17 @@ import Journal
 extension Dump {
     /// Lists (or extracts from) a rescue journal.
     ///
-    /// - Returns: false when `reader` is none.
-    func showRescue(_ reader: JournalReader) throws -> Bool {
+    /// - Returns: false when there is none.
+    func showRescue(_ listing: inout Listing) throws -> Bool {
         let file: RescueFile
         do throws(DecodingError) {
-            guard let found = try RescueFile(image: reader) else { return false }
+            guard let found = try RescueFile(image: listing.reader) else { return false }
             file = found
         } catch {
             throw DumpError("\(journal) is a damaged rescue journal: \(error)")
         }
-        let output: any Output = json ? JSONOutput(payload: payload) : TextOutput(payload: payload)
+        let output = listing.output
         output.rescue(journal: journal, file.header)
-        var extractor: Extractor?
-        if let extract { extractor = try Extractor(directory: extract) }
-        var listing = Listing(
-            reader: reader, filter: try filter(), names: try names(), output: output, extractor: extractor)
         let isWhole = listing.list(file.batches) && !file.isTorn
         try listing.extractor?.finish()
         output.end(report: nil, verify: verify)
@@ -43,7 +39,7 @@ final class Extractor {
         self.directory = directory
         let manager = FileManager.default
         if let present = try? manager.contentsOfDirectory(atPath: directory), !present.isEmpty {
-            throw DumpError("--extract \(directory): not empty; name a new directory")
+            throw ValidationError("--extract \(directory): not empty; name a new directory")
         }
         do {
             try manager.createDirectory(

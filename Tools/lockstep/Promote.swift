@@ -28,7 +28,7 @@ struct Promote: ParsableCommand {
 
     struct Answer: Encodable {
         var report: PromotionReport
-        /// `notOrdered`, `refused`, `serves`.
+        /// `notOrdered`, `refused`, `serves`, `unknown` (the time is over).
         var outcome: String
     }
 
@@ -47,8 +47,14 @@ struct Promote: ParsableCommand {
                 "lockstep promote --config \(options.config) --accept-loss\(seedWitness ? " --seed-witness" : "")"
             throw Failure.failed("nothing was changed. To do it all the same: \(command)")
         }
-        let status = try wait(options, seconds: timeout) {
-            ["refused", "overtaken"].contains($0.promotion) || $0.role == "ALONE" || $0.role == "PRIM"
+        let status: NodeStatus
+        do {
+            status = try wait(options, seconds: timeout) {
+                ["refused", "overtaken"].contains($0.promotion) || $0.role == "ALONE" || $0.role == "PRIM"
+            }
+        } catch {
+            try finish(report, "unknown")
+            throw error
         }
         guard status.role == "ALONE" || status.role == "PRIM" else {
             report.refusal = status.promotionMessage
