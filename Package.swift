@@ -85,6 +85,10 @@ let package = Package(
 
         // The demonstration: rooms as network namespaces, a ledger, and the story told with them.
         .target(name: "Rooms", dependencies: ["CLinux"], path: "Tools/Rooms", swiftSettings: common),
+        // A disk of a room that loses what was not flushed; Rooms starts it.
+        .executableTarget(
+            name: "faulty-disk", dependencies: ["CLinux", "CommandMain", arguments], path: "Tools/faulty-disk",
+            swiftSettings: rawMemory),
         .systemLibrary(name: "CSQLite", path: "Tools/CSQLite", providers: [.apt(["libsqlite3-dev"])]),
         .executableTarget(
             name: "ledger", dependencies: ["CSQLite", arguments], path: "Tools/ledger", swiftSettings: common),

@@ -13,12 +13,12 @@ int clinux_fuse_open(void) {
     return fd < 0 ? -errno : fd;
 }
 
-int clinux_fuse_mount(int fd, const char *source, const char *target, int read_only) {
+int clinux_fuse_mount(int fd, const char *type, const char *source, const char *target, int read_only) {
     char options[160];
     // The root is a directory (40000 octal). The kernel checks permissions itself, from the attributes it caches.
     snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", fd);
     unsigned long flags = MS_NOATIME | (read_only ? MS_RDONLY : 0);
-    return mount(source, target, "fuse.lockstep", flags, options) < 0 ? -errno : 0;
+    return mount(source, target, type, flags, options) < 0 ? -errno : 0;
 }
 
 int64_t clinux_fuse_receive(int fd, void *head, size_t head_length, void *place, size_t place_length) {

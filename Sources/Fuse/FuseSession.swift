@@ -67,7 +67,8 @@ final class FuseSession {
         self.handler = handler
         connection = try FuseConnection()
         unsafe head = .allocate(byteCount: FuseProtocol.writeHeadBytes, alignment: 16)
-        let result = unsafe clinux_fuse_mount(connection.descriptor, source, mountPoint, 0)
+        let result = unsafe clinux_fuse_mount(
+            connection.descriptor, MountTable.fuseType, source, mountPoint, 0)
         guard result == 0 else {
             throw FuseMountError(
                 "mount the mirrored directory at", mountPoint, code: -result,

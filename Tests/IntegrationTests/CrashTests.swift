@@ -102,7 +102,7 @@ extension WholeSystem {
         /// - Parameter name: the node that comes back alone; both were in sync, so either will do.
         @Test(arguments: ["alpha", "beta"])
         func failure22AfterTotalPowerLossOneInSyncNodeServesByItselfAndSaysWhatMayBeMissing(name: String) throws {
-            try Harness.withDisks(configure: Small.configuration(loneRestartSeconds: 4)) { cluster in
+            try Harness.withDisks(isFaulty: true, configure: Small.configuration(loneRestartSeconds: 4)) { cluster in
                 let (client, guardian) = try HarnessClient.begin(cluster)
                 defer { guardian.stop() }
                 let survivor = try #require(cluster.nodes.first { $0.name == name })
@@ -110,7 +110,7 @@ extension WholeSystem {
                 let writer = try LineWriter(cluster, on: cluster.alpha)
                 try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
                 try cluster.cutPower(of: [cluster.alpha.room, cluster.beta.room, cluster.witness])
-                // What one disk lacks, the other one must not fill in.
+                // What one disk lacks, the other one must not fill in; what was not flushed is gone from both.
                 for node in cluster.nodes { try node.room.loseUnwrittenData() }
                 try #require(client.process.isRunning)
 

@@ -17,16 +17,18 @@ extension Harness {
     /// - Parameters:
     ///   - fileSystems: of the plain files of alpha and of beta.
     ///   - options: of their `mkfs`.
+    ///   - isFaulty: whether the disks lose in a power cut what was not flushed.
     static func withDisks(
-        fileSystems: [String] = ["ext4", "xfs"], options: [[String]] = [[], []],
+        fileSystems: [String] = ["ext4", "xfs"], options: [[String]] = [[], []], isFaulty: Bool = false,
         configure: (String) -> String = Small.configuration,
         _ body: (Cluster) throws -> Void
     ) throws {
         try withRooms(configure: configure) { cluster in
             for (index, node) in cluster.nodes.enumerated() {
-                try node.room.addDisk(at: RoomDisk.state, megabytes: 320)
+                try node.room.addDisk(at: RoomDisk.state, megabytes: 320, isFaulty: isFaulty)
                 try node.room.addDisk(
-                    at: RoomDisk.files, fileSystem: fileSystems[index], megabytes: 400, options: options[index])
+                    at: RoomDisk.files, fileSystem: fileSystems[index], megabytes: 400, options: options[index],
+                    isFaulty: isFaulty)
             }
             try cluster.start()
             try body(cluster)

@@ -35,6 +35,8 @@ public final class Building: Sendable {
     public let identifier: String
     /// Where the rooms' directories, disk images and logs are; on a disk, because file handles and O_DIRECT are needed.
     public let directory: String
+    /// The directory of the programs that the rooms need themselves.
+    let programs: String
     /// The first three numbers of the rooms' IPv4 addresses, and what stands before the host number in IPv6 (`fd77::`).
     let network: String
     let network6: String
@@ -63,13 +65,20 @@ public final class Building: Sendable {
     ///   - parent: an existing directory on a disk; the building's own directory is made in it.
     ///   - network: the first three numbers of the IPv4 addresses, a /24. Two buildings may use the same.
     ///   - network6: the IPv6 prefix, a /64, with its `::`.
+    ///   - programs: the directory that holds faulty-disk; by default that of this program.
     /// - Throws: `RoomsError` when not root, or when a needed program (`ip`, `nsenter`, `nft`) is missing or fails.
-    public init(in parent: String = "/var/tmp", network: String = "10.77.0", network6: String = "fd77::") throws {
+    public init(
+        in parent: String = "/var/tmp", network: String = "10.77.0", network6: String = "fd77::",
+        programs: String? = nil
+    ) throws {
         guard geteuid() == 0 else {
             throw RoomsError("Rooms need root, to make network and mount namespaces: run this with sudo.")
         }
         installCleanUp()
         sweepDeadRuns(in: parent)
+        self.programs =
+            programs
+            ?? URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath().deletingLastPathComponent().path
         self.network = network
         self.network6 = network6
         let serial = Building.open.withLock { open in
@@ -205,6 +214,7 @@ public final class Building: Sendable {
             isDone = true
             state.withLock { $0.isClosed = true }
             let rooms = state.withLock { $0.rooms }
+            killDiskServers(under: directory)
             for room in rooms { room.killAndCollectAll() }
             demolish(identifier, directory: directory)
             for room in rooms { room.killAndCollectAll() }

@@ -67,7 +67,7 @@ public final class Cluster: Sendable {
             throw RoomsError("\(etc)/ledger.toml does not mention \(needed), for which the rooms are made.")
         }
         self.application = application
-        building = try Building(network: "10.0.9", network6: "fd00:9::")
+        building = try Building(network: "10.0.9", network6: "fd00:9::", programs: binaries)
         do {
             let programs = [Cluster.programs: URL(fileURLWithPath: binaries).standardizedFileURL.path]
             let own = [

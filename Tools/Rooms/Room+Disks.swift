@@ -3,10 +3,29 @@ import CLinux
 import Foundation
 
 extension Room {
-    /// The power goes: what the file systems of the room's images have not written is lost. Call it after `killAll`; the
-    /// images are mounted again, and their file systems recover, at `reboot`.
-    public func loseUnwrittenData() throws {
-        for mountPoint in diskMountPoints { try shutDownFileSystem(at: mountPoint) }
+    /// The power goes: what the file systems of the room's images have not written is lost, and with faulty disks what
+    /// they have not flushed. Call it after `killAll`; the images are mounted again, and their file systems recover, at
+    /// `reboot`.
+    ///
+    /// - Parameter unflushed: says it for faulty disks; other images lose only what never left the page cache.
+    public func loseUnwrittenData(_ unflushed: UnflushedBlocks = .areLost) throws {
+        // The disks first, because they need no answer: no file system writes while the others are shut down.
+        for image in images { try image.faultyDisk?.cut(unflushed) }
+        for image in images where image.faultyDisk == nil { try shutDownFileSystem(at: image.mountPoint) }
+    }
+
+    /// The faulty disk under a mount point answers nothing from now on, reads neither, until `releaseDisk`. Whoever waits
+    /// for it cannot be killed meanwhile.
+    public func hangDisk(at mountPoint: String) throws { try faultyDisk(at: mountPoint).signal(SIGUSR1) }
+
+    /// A hung disk goes on, and answers what waited, in order.
+    public func releaseDisk(at mountPoint: String) throws { try faultyDisk(at: mountPoint).signal(SIGUSR2) }
+
+    private func faultyDisk(at mountPoint: String) throws -> FaultyDisk {
+        guard let disk = images.first(where: { $0.mountPoint == mountPoint })?.faultyDisk else {
+            throw RoomsError("Room \(name) has no faulty disk at \(mountPoint): make it with addDisk(isFaulty: true).")
+        }
+        return disk
     }
 
     /// The file system of one image writes nothing from now on, and every call on it fails: what is left of a disk that broke.

@@ -34,6 +34,8 @@ public final class Room: Sendable {
     struct Image {
         var file: String
         var mountPoint: String
+        /// What serves the image, when it is one that loses and hangs.
+        var faultyDisk: FaultyDisk?
     }
     private let state = Mutex(State())
 
@@ -160,11 +162,13 @@ public final class Room: Sendable {
     ///   - path: the mount point inside the room; it must be one of the private paths or lie in one.
     ///   - fileSystem: `ext4`, `xfs` or `btrfs`.
     ///   - megabytes: XFS needs at least 300, btrfs 110.
+    ///   - isFaulty: a power cut takes from it all that was not flushed, as from a real disk, and it can hang.
     public func addDisk(
-        at path: String, fileSystem: String = "ext4", megabytes: Int = 512, options: [String] = []
+        at path: String, fileSystem: String = "ext4", megabytes: Int = 512, options: [String] = [],
+        isFaulty: Bool = false
     ) throws {
-        let image = Image(
-            file: directory + "/disk-\(state.withLock { $0.images.count }).img", mountPoint: path)
+        let title = "disk-\(state.withLock { $0.images.count })"
+        var image = Image(file: "\(directory)/\(title).img", mountPoint: path)
         let descriptor = Foundation.open(image.file, O_RDWR | O_CREAT | O_EXCL, 0o600)
         guard descriptor >= 0, ftruncate(descriptor, off_t(megabytes) << 20) == 0 else {
             throw RoomsError("Cannot make the disk image \(image.file): \(String(cString: strerror(errno))).")
@@ -172,18 +176,26 @@ public final class Room: Sendable {
         Foundation.close(descriptor)
         let force = fileSystem == "ext4" ? ["-q", "-F"] : ["-q", "-f"]
         try succeedOnHost(["mkfs." + fileSystem] + force + options + [image.file])
+        if isFaulty {
+            image.faultyDisk = FaultyDisk(
+                image: image.file, programs: owner.programs, log: "\(directory)/logs/\(title).log")
+        }
         try mount(image)
-        state.withLock { $0.images.append(image) }
+        state.withLock { [image] in $0.images.append(image) }
     }
 
     private func mount(_ image: Image) throws {
         try enterMounts(["mkdir", "-p", image.mountPoint])
-        try enterMounts(["mount", "-o", "loop", image.file, image.mountPoint])
+        if let disk = image.faultyDisk {
+            try enterMounts(["mount", try disk.attach(), image.mountPoint])
+        } else {
+            try enterMounts(["mount", "-o", "loop", image.file, image.mountPoint])
+        }
         // Tests of a node want an empty directory.
         _ = try? enterMounts(["rmdir", image.mountPoint + "/lost+found"])
     }
 
-    var diskMountPoints: [String] { state.withLock { $0.images.map(\.mountPoint) } }
+    var images: [Image] { state.withLock { $0.images } }
 
     /// Unmounts the images and waits until their loop devices are gone: two of them on one image would not see each
     /// other's writes.
@@ -192,6 +204,7 @@ public final class Room: Sendable {
             try waitUntil("\(image.mountPoint) in room \(name) can be unmounted", within: 20) {
                 (try? enterMounts(["umount", image.mountPoint])) != nil
             }
+            try image.faultyDisk?.detach()
             try waitUntil("the loop device of \(image.file) is gone", within: 20) {
                 try succeedOnHost(["losetup", "--associated", image.file]).isEmpty
             }

@@ -58,6 +58,7 @@ func entries(of path: String) -> [String] { (try? FileManager.default.contentsOf
 
 /// Kills and removes everything that carries the name of one building.
 func demolish(_ identifier: String, directory: String) {
+    killDiskServers(under: directory)
     let networks = entries(of: "/run/netns").filter { $0.hasPrefix(identifier + "-") }
     let root = unifiedCgroup()
     let cgroups = root.map { root in
@@ -81,6 +82,7 @@ func demolish(_ identifier: String, directory: String) {
     let made = lines(of: directory + "/" + MountPoints.made)
     // Mounted images keep the directory busy until the mount namespace is really gone.
     try? waitUntil("\(directory) is removed", within: 10) {
+        removeFaultyDisks(under: directory)
         try? FileManager.default.removeItem(atPath: directory)
         return access(directory, F_OK) != 0
     }

@@ -6,8 +6,8 @@
 
 /// Opens /dev/fuse for a new connection: non-blocking, close-on-exec.
 int clinux_fuse_open(void);
-/// Mounts type fuse.lockstep. `fd`: the descriptor of the connection; `source`: the name that mount tables show.
-int clinux_fuse_mount(int fd, const char *source, const char *target, int read_only);
+/// Mounts. `fd`: the descriptor of the connection; `type` (fuse.something) and `source`: what mount tables show.
+int clinux_fuse_mount(int fd, const char *type, const char *source, const char *target, int read_only);
 /// Reads one request: the first `head_length` bytes to `head`, the rest to `place`. Bytes read.
 int64_t clinux_fuse_receive(int fd, void *head, size_t head_length, void *place, size_t place_length);
 /// Writes one answer or notification in two pieces (`body` may be NULL).
