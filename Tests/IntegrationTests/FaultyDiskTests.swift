@@ -142,6 +142,26 @@ extension WholeSystem {
             }
         }
 
+        /// In strict mode a write that has returned is on both disks, without any fsync.
+        @Test func failure12InStrictModeAPowerCutLosesNoWriteThatHasReturned() throws {
+            let strict = { (shipped: String) in
+                let text = shipped.replacingOccurrences(of: "mode = \"balanced\"", with: "mode = \"strict\"")
+                #expect(text != shipped)
+                return Small.configuration(text)
+            }
+            try Harness.withDisks(isFaulty: true, configure: strict) { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let writer = try LineWriter(cluster, on: cluster.alpha, syncs: false)
+                try waitUntil("it has written more", within: Small.stepSecondsMax) { writer.count >= 100 }
+                try cluster.cutPower(of: [cluster.alpha.room, cluster.beta.room])
+                for node in cluster.nodes { try node.room.loseUnwrittenData() }
+                for node in cluster.nodes { try cluster.bringBack(node) }
+                try cluster.expectWellAfterwards(client, guardian)
+                for node in cluster.nodes { try writer.expectAllLines(on: node) }
+            }
+        }
+
         /// All disks of a node answer nothing, neither writes nor reads: frozen file systems (DiskTests.swift) still read.
         @Test(arguments: [false, true])
         func failure24DisksThatAnswerNothingAtAllLeaveTheSetInBoundedTime(isServing: Bool) throws {
@@ -168,6 +188,42 @@ extension WholeSystem {
                 try cluster.daemon(victim)?.killNow()
                 try cluster.startDaemon(victim)
                 try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
+        /// Nothing is written, one program reads, and the disk under the plain files answers nothing: no record shows it.
+        /// The service moves; the program hears an error, and the directory is gone there, while the disk still hangs.
+        @Test func failure24AReadThatHangsMovesTheServiceAndTheDirectoryComesAway() throws {
+            try Harness.withDisks(isFaulty: true) { cluster in
+                let alpha = cluster.alpha.room
+                let file = "/big"
+                try alpha.succeed(
+                    ["dd", "if=/dev/urandom", "of=\(Cluster.path)\(file)", "bs=1M", "count=4", "conv=fsync"])
+                try cluster.waitForCheckpoints(beyondRecordsOf: cluster.alpha)
+                // Out of the page caches: of the mirrored directory, and of the plain files.
+                for place in [Cluster.path, Cluster.backing] {
+                    try alpha.succeed(["dd", "if=\(place)\(file)", "iflag=nocache", "count=0", "status=none"])
+                }
+                try alpha.hangDisk(at: RoomDisk.files)
+                do {
+                    let reader = try alpha.start(["cat", Cluster.path + file], log: "/dev/null")
+                    let begun = bootSeconds()
+                    try cluster.waitFor(cluster.beta, "serves", within: 120) { $0.serves }
+                    try #require(bootSeconds() - begun > 50, "a disk that is only slow needs its time")
+                    try #require(reader.waitForEnd(within: 10) != 0)
+                    let status = try #require(cluster.status(cluster.alpha), "alpha's daemon hangs with its disk")
+                    try #require(status.problem.contains("\(Cluster.backing) hangs"), "\(status.problem)")
+                    let mounts = try alpha.succeed(["cat", "/proc/self/mounts"])
+                    try #require(!mounts.contains("fuse.lockstep"), "the directory is still there: \(mounts)")
+                } catch {
+                    try? alpha.releaseDisk(at: RoomDisk.files)
+                    throw error
+                }
+                try alpha.releaseDisk(at: RoomDisk.files)
+                try cluster.daemon(cluster.alpha)?.killNow()
+                try cluster.startDaemon(cluster.alpha)
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try cluster.expectIdenticalTrees(within: Small.stepSecondsMax)
             }
         }
     }

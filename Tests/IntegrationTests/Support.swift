@@ -129,7 +129,8 @@ struct LineWriter {
     private let notes: String
     private static let file = "lines.txt"
 
-    init(_ cluster: Cluster, on node: ClusterNode) throws {
+    /// - Parameter syncs: each line is noted when its fsync has returned; else when its write has.
+    init(_ cluster: Cluster, on node: ClusterNode, syncs: Bool = true) throws {
         self.cluster = cluster
         notes = "\(cluster.building.directory)/noted-\(UInt32.random(in: 0..<UInt32.max))"
         // The word makes lines of several writers distinct.
@@ -141,13 +142,14 @@ struct LineWriter {
                 i=0
                 while :; do
                     i=$((i + 1))
-                    if echo "$2 $i" | dd of="$0" oflag=append conv=notrunc,fsync status=none; then
+                    if echo "$2 $i" | dd of="$0" oflag=append "conv=$3" status=none; then
                         echo "$2 $i" >>"$1"
                     else
                         sleep 0.05
                     fi
                 done
                 """, Cluster.path + "/" + LineWriter.file, notes, word,
+                syncs ? "notrunc,fsync" : "notrunc",
             ], as: "line-writer")
         try waitUntil("the line writer has written", within: Small.stepSecondsMax) { count >= 3 }
     }
@@ -158,7 +160,7 @@ struct LineWriter {
         return text[..<(text.lastIndex(of: "\n") ?? text.startIndex)].split(separator: "\n")
     }
 
-    /// Lines whose fsync has returned.
+    /// Lines whose fsync (or write) has returned.
     var count: Int { lines(notes).count }
 
     /// Throws if a noted line is missing in the plain files of a node.
@@ -168,7 +170,7 @@ struct LineWriter {
         let missing = noted.filter { !present.contains($0) }
         guard missing.isEmpty, !noted.isEmpty else {
             throw RoomsError(
-                "On \(node.name) \(missing.count) of \(noted.count) fsynced lines are missing: \(missing.prefix(5))")
+                "On \(node.name) \(missing.count) of \(noted.count) noted lines are missing: \(missing.prefix(5))")
         }
     }
 }
