@@ -90,10 +90,11 @@ extension Soak {
         case .freeze(let victim, let disk, let milliseconds):
             let node = node(victim)
             guard !brokenRooms.contains(node.name) else { return }
-            let room = node.room
-            try room.freezeFileSystem(at: disk.mountPoint)
+            let (room, place) = (node.room, disk.mountPoint)
+            let answersReads = !hasFaultyDisks || Bool.random(using: &random)
+            if answersReads { try room.freezeFileSystem(at: place) } else { try room.hangDisk(at: place) }
             usleep(useconds_t(milliseconds * 1000))
-            try room.thawFileSystem(at: disk.mountPoint)
+            if answersReads { try room.thawFileSystem(at: place) } else { try room.releaseDisk(at: place) }
         case .breakDisk(let victim, let disk):
             let node = node(victim)
             guard !brokenRooms.contains(node.name) else { return }
@@ -134,7 +135,7 @@ extension Soak {
         try killRooms(nodes)
         for node in nodes {
             heldSpace[node.name] = nil
-            try node.room.loseUnwrittenData()
+            try node.room.loseUnwrittenData(Bool.random(using: &random) ? .areLost : .surviveByChance)
             try node.room.reboot()
             brokenRooms.remove(node.name)
         }

@@ -3,7 +3,8 @@
 //      calm ─▶ accidents ─▶ hold ─▶ mend ─▶ in sync? ─▶ writers wait ─▶ trees equal? ─▶ every writer's notes? ─▶ calm
 //
 //  Both rooms have disk images for state and plain files, so that a power cut loses what their file systems had not
-//  written, and a disk can be filled. The writers are the mirror's application: Lockstep starts, freezes and kills them.
+//  written, and a disk can be filled. With half of the seeds they are faulty disks: a cut loses all that was not flushed,
+//  or a random half of it, and a disk hangs for readers too. The writers are the mirror's application: Lockstep starts, freezes and kills them.
 //  Their notes lie outside of the rooms' disks and survive everything.
 import Foundation
 import Rooms
@@ -26,6 +27,10 @@ final class Soak {
     let cluster: Cluster
     var result: SoakResult
     let records: String
+    /// Whether the rooms have faulty disks (Tools/faulty-disk).
+    let hasFaultyDisks: Bool
+    /// For what the schedule leaves open.
+    var random: SeededGenerator
     /// Moments at which a node's daemon lost its memory, on the boot clock, in nanoseconds.
     var memoryLosses: [(node: String, time: UInt64)] = []
     /// What fills a disk, by node.
@@ -63,6 +68,8 @@ final class Soak {
         self.settings = settings
         self.progress = progress
         result = SoakResult(seed: settings.seed)
+        hasFaultyDisks = (settings.seed >> 2) & 1 == 0
+        random = SeededGenerator(seed: ~settings.seed)
         cluster = try Cluster(binaries: settings.binaries, etc: settings.etc) { shipped in
             shipped + "\n[journal]\nsizeMebibytes = 64\n\n[timing]\nloneRestartSeconds = 10\n"
         }
@@ -72,8 +79,10 @@ final class Soak {
             for (index, node) in cluster.nodes.enumerated() {
                 // One room has ext4, the other XFS, or both the same.
                 let type = (settings.seed >> UInt64(index)) & 1 == 0 ? "ext4" : "xfs"
-                try node.room.addDisk(at: Disk.state.mountPoint, fileSystem: "ext4", megabytes: 320)
-                try node.room.addDisk(at: Disk.files.mountPoint, fileSystem: type, megabytes: 400)
+                try node.room.addDisk(
+                    at: Disk.state.mountPoint, fileSystem: "ext4", megabytes: 320, isFaulty: hasFaultyDisks)
+                try node.room.addDisk(
+                    at: Disk.files.mountPoint, fileSystem: type, megabytes: 400, isFaulty: hasFaultyDisks)
                 try installApplication(node)
             }
         } catch {
