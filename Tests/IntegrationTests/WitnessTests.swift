@@ -87,6 +87,53 @@ extension WholeSystem {
             }
         }
 
+        /// It is put back from a backup of the first day, while one node is away that knows no more than that backup; later it is
+        /// installed anew, empty. It gets its memory from those who have one, and helps nobody else.
+        @Test func failure19AWitnessPutBackOrInstalledAnewGetsItsMemoryFromWhoHasIt() throws {
+            try Harness.withCluster(configure: Small.configuration) { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let (alpha, beta) = (cluster.alpha, cluster.beta)
+                let store = "/var/lib/lockstep-witness"
+                let backup = cluster.building.directory + "/witness-backup"
+                try cluster.witnessProcess?.stop()
+                try cluster.witness.succeed(["cp", "-a", store, backup])
+                try cluster.startWitness()
+                try cluster.waitFor(alpha, "hears the witness") { $0.witnessState == "answering" }
+
+                // Only alpha and the witness know that alpha goes on without beta.
+                try cluster.lose(beta)
+                try cluster.waitFor(alpha, "goes on alone") { $0.role == "ALONE" }
+                try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
+                try cluster.witnessProcess?.stop()
+                try cluster.witness.succeed(["sh", "-c", "rm -rf \(store)/* && cp -a \(backup)/. \(store)/"])
+                try cluster.startWitness()
+                try cluster.waitFor(alpha, "has the witness again") {
+                    $0.role == "ALONE" && $0.witnessState == "answering"
+                }
+                try client.waitForTransfers(since: bootSeconds() + 1, within: Small.stepSecondsMax)
+
+                // Two of three were there on the day of the backup: what alpha did since must not be forgotten.
+                try cluster.lose(alpha)
+                try cluster.bringBack(beta)
+                try cluster.watchThatDoesNotServe(beta, for: 15)
+                try cluster.bringBack(alpha)
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try client.waitForTransfers(within: Small.stepSecondsMax)
+
+                try cluster.witnessProcess?.stop()
+                try cluster.witness.succeed(["sh", "-c", "rm -rf \(store)/*"])
+                try cluster.startWitness()
+                let serving = try #require(cluster.serving())
+                try cluster.waitFor(serving, "has filled the empty witness") { $0.witnessState == "answering" }
+                try cluster.lose(serving)
+                try cluster.waitUntilServing(cluster.other(than: serving), within: Small.stepSecondsMax)
+                try client.waitForTransfers(within: Small.stepSecondsMax)
+                try cluster.bringBack(serving)
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
         /// The witness may have 300 descriptors, and more strangers than that say hello and stay: they do not even free one
         /// by calling again. A vote is still written, and a node that comes back finds a place.
         @Test func failure38StrangersThatStayTakeNoVoteAway() throws {
