@@ -92,7 +92,7 @@ extension NodeProcess {
             log: facts?.log, copy: facts?.copy, resync: facts?.resync, verify: facts?.verify,
             lastTakeover: control.lastTakeover, statements: facts?.statements ?? [], promotion: promotionWords.code,
             promotionMessage: promotionWords.message, rescues: facts?.rescues ?? [],
-            problem: control.statedProblem,
+            problem: control.statedProblem, heldBack: control.heldBack,
             residentBytes: NodeProcess.residentBytes,
             processID: getpid())
     }

@@ -160,6 +160,9 @@ public struct NodeStatus: Codable, Sendable {
     public var rescues: [String]
     /// What is broken on this node, and what to do; empty when nothing is.
     public var problem: String
+    /// Why this node is not brought back: what it would lose cannot be saved. Empty when nothing holds it. It is the
+    /// problem too, unless there is a worse one.
+    public var heldBack: String
     public var residentBytes: UInt64
     public var processID: Int32
 

@@ -96,8 +96,9 @@ struct Rejoin: ParsableCommand {
         guard discard else {
             let status = try call(.status, options)
             throw Failure.failed(
-                status.problem.isEmpty
-                    ? "nothing holds this node back" : "\(status.problem)\nTo discard it: lockstep rejoin --discard")
+                status.heldBack.isEmpty
+                    ? "nothing holds this node back: there is nothing to discard"
+                    : "\(status.heldBack)\nTo discard it: lockstep rejoin --config \(options.config) --discard")
         }
         _ = try call(.rejoin, options)
         print("what could not be saved is discarded; the node is being brought back, see `lockstep status`")
