@@ -649,7 +649,7 @@ enum MirrorFailure: Error, CustomStringConvertible {
     case journal(JournalError)
     case apply(Seq, String)
     case protocolViolation(String)
-    /// A file or directory whose disk gives no answer while the other node's does.
+    /// A file or directory whose disk gives no answer while the other node could serve.
     case hangs(String, seconds: UInt64)
 
     var description: String {
@@ -658,8 +658,8 @@ enum MirrorFailure: Error, CustomStringConvertible {
         case .apply(let seq, let text): "record \(seq) cannot be applied to the plain files: \(text)"
         case .protocolViolation(let text): text
         case .hangs(let path, let seconds):
-            "the disk of \(path) hangs: it has done nothing for \(seconds) s, while the other node's did the same work. "
-                + "Mend the disk, then start this node again"
+            "the disk of \(path) hangs: it has done nothing for \(seconds) s, and the other node has everything. Mend the "
+                + "disk, then start this node again"
         }
     }
 }

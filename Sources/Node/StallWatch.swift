@@ -105,7 +105,11 @@ extension DataPlane {
             return failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
         }
         if areFilesBehind(now) {
-            return failed(.hangs(configuration.backing, seconds: DataPlane.filesStallSeconds))
+            guard let fullAt, let fullError else {
+                return failed(.hangs(configuration.backing, seconds: DataPlane.filesStallSeconds))
+            }
+            let text = "\(fullError). Make room, then start this node again; the other node has everything"
+            return failed(.apply(fullAt, text))
         }
         askDisks(now)
     }
