@@ -44,6 +44,7 @@ final class ControlPlane {
 
     private(set) var data: (any DataOrders)?
     var dataWatch = DataThreadWatch()
+    var isEnding = false
     var service: Service?
     /// Orders for the data plane from before it exists (a node that is still being seeded has none).
     private var waitingOrders: [@Sendable (DataPlane) -> Void] = []
@@ -62,7 +63,7 @@ final class ControlPlane {
     private(set) var leaseUntil: UInt64 = 0
     private(set) var openEpoch: Epoch?
     /// The data plane has been told to close and has not said yet that it did: what it opened before counts for nothing.
-    private var isClosing = false
+    private(set) var isClosing = false
     /// The application is being stopped for good here; nothing starts it again.
     private var isDraining = false
     /// It was stopped, and the addresses are gone: they come back with the next service only.
@@ -87,6 +88,7 @@ final class ControlPlane {
 
     // Set by the node.
     var onRole: ((RoleState) -> Void)?
+    var onDataStandsStill: (() -> Void)?
     /// The voter has an identity now: the data plane can be made.
     var onSeeded: ((AcceptorState) -> Void)?
 

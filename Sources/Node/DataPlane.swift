@@ -98,6 +98,8 @@ final class DataPlane {
     var journalQuestion = DiskQuestion(seconds: DataPlane.journalStallSeconds)
     var filesQuestion = DiskQuestion(seconds: DataPlane.filesStallSeconds)
     var lookedAtDisksAt: UInt64 = 0
+    /// What `watchDisks` counts with, in nanoseconds: see there. Not zero, which is when nothing was answered yet.
+    var diskClock = DiskQuestion.pauseNanoseconds
     /// This node's votes as they are on its disk, for the marker.
     var votes: (birth: UInt64, starts: UInt64) = (0, 0)
     /// A log that is about to begin anew must not get a checkpoint of the old history.

@@ -236,6 +236,7 @@ public final class NodeProcess: @unchecked Sendable {
                         onCheckFailed: { text in box.value.control.applicationFailed(text) })
                     control.service = service
                     control.onRole = { role in box.value.roleChanged(role) }
+                    control.onDataStandsStill = { box.value.endWithoutData() }
                     control.onSeeded = { state in box.value.seeded(state) }
                     if summary != nil { control.attach(orders) }
                     control.start(
@@ -449,7 +450,7 @@ public final class NodeProcess: @unchecked Sendable {
 
     /// Takes the addresses down, kills what is left of the application and clears the mount away, also if the stop came
     /// to no end: nothing shall look like a service when this process has gone.
-    private func leaveNothingBehind() {
+    func leaveNothingBehind() {
         let box = Unchecked(self)
         let service = controlThread.call {
             let service = box.value.control.service

@@ -74,9 +74,6 @@ struct DiskQuestion {
         asked = nil
         answered = moment
     }
-
-    /// Nobody looked since a while, or nobody could have helped: what it took until now does not count.
-    mutating func countAnew(at moment: UInt64) { if asked != nil { asked = moment } }
 }
 
 extension DataPlane {
@@ -85,22 +82,19 @@ extension DataPlane {
     static let journalStallSeconds: UInt64 = 10
     /// Plain files. Longer: to remove one very large file may take a while, in one room more than in the other.
     static let filesStallSeconds: UInt64 = 60
-    /// Between two looks at most; longer, and this process or machine stood still itself.
+    /// A look counts for so long at most, in nanoseconds: this process, or the machine, may have stood still itself.
     static let diskLookNanoseconds: UInt64 = 2_000_000_000
 
     /// A primary whose disk hangs gives the service to the other node, which has everything. Alone it waits: nobody could
     /// do better. So does one that has taken over and cannot open, because what it inherited does not get into its files.
+    ///
+    /// Only time in which the other node could have helped is counted, look by look.
     func watchDisks() {
-        let now = reactor.now
-        let isOnTime = now - lookedAtDisksAt < DataPlane.diskLookNanoseconds
-        lookedAtDisksAt = now
-        guard isOnTime, !isBroken, inSyncNow == .both, !link.isSilent else {
-            _ = journalWatch.look(own: .zero, other: nil, now: now)
-            _ = filesWatch.look(own: .zero, other: nil, now: now)
-            journalQuestion.countAnew(at: now)
-            filesQuestion.countAnew(at: now)
-            return
-        }
+        let elapsed = min(reactor.now - lookedAtDisksAt, DataPlane.diskLookNanoseconds)
+        lookedAtDisksAt = reactor.now
+        guard !isBroken, inSyncNow == .both, !link.isSilent else { return }
+        diskClock += elapsed
+        let now = diskClock
         if isJournalBehind(now) {
             return failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
         }
@@ -130,7 +124,7 @@ extension DataPlane {
 
     /// Both are asked: a thread that waits does not tell for which of them.
     private func askDisks(_ now: UInt64) {
-        let call = workers.oldestStart.map { now > $0 ? now - $0 : 0 } ?? 0
+        let call = workers.oldestStart.map { reactor.now > $0 ? reactor.now - $0 : 0 } ?? 0
         let isSuspect = max(call, filesWatch.stood(at: now)) > DiskQuestion.pauseNanoseconds
         switch journalQuestion.look(isSuspect: isSuspect, progress: journal.writesEnded, at: now) {
         case .nothing: break
@@ -139,7 +133,7 @@ extension DataPlane {
         case .ask:
             journal.askDisk { [weak self] in
                 guard let self else { return }
-                journalQuestion.answer(at: reactor.now)
+                journalQuestion.answer(at: diskClock)
             }
         }
         switch filesQuestion.look(isSuspect: isSuspect, at: now) {
@@ -151,7 +145,7 @@ extension DataPlane {
             let bound = ThreadBound(self)
             questions.submit {
                 tree.askDisk()
-                _ = handle.post { bound.value.filesQuestion.answer(at: bound.value.reactor.now) }
+                _ = handle.post { bound.value.filesQuestion.answer(at: bound.value.diskClock) }
             }
         }
     }

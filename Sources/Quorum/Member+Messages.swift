@@ -41,7 +41,16 @@ extension Member {
         known = nil
         isMerged = false
         log.logComplete = false
-        startClosing(.rolledBack, next: .unformed, effects: &effects)
+        startClosing(.rolledBack, next: afterVotesWerePutBack, effects: &effects)
+    }
+
+    /// Who was stopped stays so: whoever stopped it has not changed his mind.
+    private var afterVotesWerePutBack: AfterClose {
+        switch mode {
+        case .stopped(let diskFailed), .closing(.stopped(let diskFailed)): .stopped(diskFailed: diskFailed)
+        case .handedOver(_, stop: true), .closing(.handedOver(stop: true)): .stopped(diskFailed: isDiskFailed)
+        default: .unformed
+        }
     }
 
     /// Somebody has heard more of this node than its votes know.

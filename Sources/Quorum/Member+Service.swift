@@ -306,6 +306,7 @@ extension Member {
         statusSentAt = 0
         switch next {
         case .standby: mode = .standby
+        // It may have got its votes meanwhile.
         case .unformed: mode = state == nil ? .unformed : .standby
         case .handedOver(let stop): mode = .handedOver(until: now + timing.handOver, stop: stop)
         case .stopped(let diskFailed): mode = .stopped(diskFailed: diskFailed)
@@ -347,7 +348,7 @@ extension Member {
         case .stopped(diskFailed: false):
             mode = state == nil ? .unformed : .standby
             nextRoundAt = now
-        case .closing(.stopped(diskFailed: false)): mode = .closing(next: .standby)
+        case .closing(.stopped(diskFailed: false)): mode = .closing(next: .unformed)
         case .closing(.handedOver) where !isDiskFailed: mode = .closing(next: .handedOver(stop: false))
         case .handedOver(let until, _) where !isDiskFailed: mode = .handedOver(until: until, stop: false)
         case .stopped, .closing(.stopped), .closing(.handedOver), .handedOver:
@@ -393,7 +394,7 @@ extension Member {
             proposer.end()
             endPromotion(.refused("this node was stopped"), effects: &effects)
             startClosing(.stopped, next: .stopped(diskFailed: false), effects: &effects)
-        case .closing(.standby): mode = .closing(next: .stopped(diskFailed: false))
+        case .closing(.standby), .closing(.unformed): mode = .closing(next: .stopped(diskFailed: false))
         case .closing(.handedOver): mode = .closing(next: .handedOver(stop: true))
         case .handedOver(let until, _): mode = .handedOver(until: until, stop: true)
         case .unformed: mode = .stopped(diskFailed: false)

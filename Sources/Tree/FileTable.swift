@@ -63,6 +63,8 @@ final class FileTable: Sendable {
         /// How often it grew: then every entry has another place.
         var growths = 0
         var dirty = false
+        /// The first flush that failed. The kernel says so once, and then "ok": whoever heard it first tells all others.
+        var failure: TreeError?
         var isWrong = false
         /// What is in the header as long as it is used.
         var condition: Condition { isWrong ? .wrong : .inUse }
@@ -79,6 +81,8 @@ final class FileTable: Sendable {
     }
 
     private let state: Mutex<State>
+    /// Held by who flushes: that there is nothing to flush must not be said before the disk has said it.
+    private let flushing = Mutex(())
     private let path: String
     private let identity: UInt64
 
@@ -111,7 +115,7 @@ final class FileTable: Sendable {
     func putIntoPlace() throws(TreeError) {
         try locked { (state) throws(TreeError) in
             precondition(state.path != path, "the table is in its place")
-            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", state.path)
+            try FileTable.flush(&state)
             state.dirty = false
             try FileTable.rename(state.path, to: path)
             state.path = path
@@ -195,7 +199,15 @@ final class FileTable: Sendable {
     /// Makes everything durable. Called before the plain files are synced, at every checkpoint. Others use the table
     /// meanwhile: the disk may take its time.
     func flush() throws(TreeError) {
+        let result: Result<Void, TreeError> = flushing.withLock { _ in
+            do throws(TreeError) { return .success(try flushAlone()) } catch { return .failure(error) }
+        }
+        try result.get()
+    }
+
+    private func flushAlone() throws(TreeError) {
         let found = try locked { (state) throws(TreeError) -> (fd: Int32, path: String)? in
+            if let failure = state.failure { throw failure }
             guard state.dirty else { return nil }
             state.dirty = false
             // A descriptor of its own: the table may grow meanwhile, and the one that takes its place is on the disk.
@@ -206,8 +218,20 @@ final class FileTable: Sendable {
         let copy = FileDescriptor(owning: found.fd)
         let result = clinux_fdatasync(copy.rawValue)
         guard result < 0 else { return }
-        try locked { (state) throws(TreeError) in state.dirty = true }
-        try System.check(result, "flush the file table", found.path)
+        try locked { (state) throws(TreeError) in try FileTable.failed(result, &state) }
+    }
+
+    /// Writes the table to its disk while nobody else uses it.
+    private static func flush(_ state: inout State) throws(TreeError) {
+        if let failure = state.failure { throw failure }
+        let result = clinux_fdatasync(state.fd.rawValue)
+        if result < 0 { try failed(result, &state) }
+    }
+
+    private static func failed(_ result: Int32, _ state: inout State) throws(TreeError) {
+        let failure = TreeError("flush the file table", state.path, code: -result)
+        if state.failure == nil { state.failure = failure }
+        throw failure
     }
 
     /// Lets the next start build the table again from the files.
@@ -217,7 +241,7 @@ final class FileTable: Sendable {
             guard !state.isWrong else { return false }
             state.isWrong = true
             try FileTable.writeHeader(state.fd.rawValue, slots: state.slots, identity: identity, .wrong)
-            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", path)
+            try FileTable.flush(&state)
             return true
         }
     }
@@ -225,10 +249,10 @@ final class FileTable: Sendable {
     /// Flushes and marks the table complete, so that the next start needs no rebuild, unless it was found wrong.
     func close() throws(TreeError) {
         try locked { (state) throws(TreeError) in
-            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", path)
+            try FileTable.flush(&state)
             let condition = state.isWrong ? Condition.wrong : .complete
             try FileTable.writeHeader(state.fd.rawValue, slots: state.slots, identity: identity, condition)
-            try System.check(clinux_fdatasync(state.fd.rawValue), "flush the file table", path)
+            try FileTable.flush(&state)
         }
     }
 
@@ -305,6 +329,8 @@ final class FileTable: Sendable {
     }
 
     private func grow(_ state: inout State) throws(TreeError) {
+        // A page that could not be written may be gone from memory: it must not be copied as it was before.
+        try FileTable.flush(&state)
         var live: UInt64 = 0
         try FileTable.visit(state.fd.rawValue, slots: state.slots) { slot in
             if slot.file != FileTable.removed { live += 1 }

@@ -15,8 +15,11 @@ extension PlainTree {
     /// The block is there since the tree was opened: to write it again needs no room, and waits for no other file's data.
     public func askDisk() {
         guard let own = try? PlainTree.directory(PlainTree.ownName, in: root.rawValue, creating: false) else { return }
-        let flags = O_RDWR | O_CREAT | CLINUX_O_DIRECT | CLINUX_O_DSYNC
-        guard let file = try? System.open(own.rawValue, PlainTree.questionName, flags) else { return }
+        let flags = O_RDWR | CLINUX_O_DIRECT | CLINUX_O_DSYNC
+        let present = try? System.openIfPresent(own.rawValue, PlainTree.questionName, flags)
+        guard let file = present ?? (try? System.open(own.rawValue, PlainTree.questionName, flags | O_CREAT)) else {
+            return
+        }
         let block = AlignedBuffer(byteCount: PlainTree.questionBytes)
         let space = unsafe block.slice(0, PlainTree.questionBytes)
         guard unsafe clinux_pwrite(file.rawValue, space.baseAddress!, space.count, 0) == space.count else { return }

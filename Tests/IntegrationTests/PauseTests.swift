@@ -85,6 +85,12 @@ extension WholeSystem {
                 try #require(bootSeconds() - begun > 15)
                 try #require(daemon.waitForEnd(within: 10) == 1)
                 try #require(daemon.logTail().contains("has stood still for 20 s"))
+                let mounts = try cluster.alpha.room.succeed(["cat", "/proc/self/mounts"])
+                try #require(!mounts.contains("fuse.lockstep"), "the directory is still there: \(mounts)")
+                let left = cluster.alpha.room.processIdentifiers.map { pid in
+                    String(decoding: FileManager.default.contents(atPath: "/proc/\(pid)/comm") ?? Data(), as: UTF8.self)
+                }
+                try #require(!left.contains { $0.hasPrefix("ledger") }, "the application still runs: \(left)")
                 try trap.open()
                 try cluster.startDaemon(cluster.alpha)
                 try cluster.waitUntilInSync(within: Small.stepSecondsMax)
