@@ -149,6 +149,35 @@ private struct MemberBench {
         #expect(roles == [.wait, .stop, .wait] && member.mode == .unformed)
     }
 
+    /// The disks of a stopped node were put back: it has no part any more, and does not serve because of that. The same if it
+    /// is stopped while it gives its part up.
+    @Test(arguments: [true, false]) func failure18AStoppedNodeWhoseVotesWerePutBackStaysStopped(before: Bool) throws {
+        var bench = MemberBench()
+        bench.run(milliseconds: 10_000)
+        #expect(bench.member.mode == .serving)
+        func stop() {
+            bench.step(.requestStop)
+            bench.step(.drained)
+            bench.run(milliseconds: 100)
+            bench.step(.closed)
+        }
+        let state = try #require(bench.member.state)
+        if before {
+            stop()
+            #expect(bench.member.mode == .stopped(diskFailed: false))
+        }
+        bench.say(.witness, .heard(birth: state.birth, session: state.starts + 3, ballot: .zero))
+        #expect(bench.member.state == nil)
+        if !before {
+            #expect(bench.member.mode == .closing(next: .unformed))
+            bench.step(.requestStop)
+        }
+        bench.step(.closed)
+        #expect(bench.member.mode == .stopped(diskFailed: false))
+        bench.step(.requestStart)
+        #expect(bench.member.mode == .unformed)
+    }
+
     /// Who wants to stop gets it, also if the application or the directory cannot be left in order; who wants to move
     /// the service keeps it.
     @Test(arguments: [true, false]) func aDrainThatFailsEndsAStopByForceAndASwapHere(stop: Bool) {
