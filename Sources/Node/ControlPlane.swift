@@ -144,6 +144,8 @@ final class ControlPlane {
     // MARK: - Events
 
     func feed(_ event: MemberEvent) {
+        // No lease is renewed any more.
+        guard !isEnding else { return }
         events.append(event)
         guard !isStepping else { return }
         isStepping = true
@@ -317,7 +319,7 @@ final class ControlPlane {
     }
 
     private func holdAddresses() {
-        guard openEpoch != nil, !isFrozen, !hasDrained, reactor.now < leaseUntil, let service else { return }
+        guard openEpoch != nil, !isFrozen, !hasDrained, !isEnding, reactor.now < leaseUntil, let service else { return }
         addressesHeld = service.holdAddresses(until: leaseUntil)
     }
 
@@ -352,7 +354,7 @@ final class ControlPlane {
     /// Only where the service is open and stays: what asks for it may be as old as a stop script takes.
     private func startApplication() {
         startsAtThaw = isFrozen
-        guard openEpoch != nil, !isDraining, !isFrozen else { return }
+        guard openEpoch != nil, !isDraining, !isFrozen, !isEnding else { return }
         startWasFrozen = false
         service?.startApplication()
     }

@@ -389,6 +389,8 @@ final class DataPlane {
     }
 
     func close(_ reason: Quorum.CloseReason) {
+        // Under way: its end says so once.
+        if case .closing = phase { return }
         phase = .closing
         peerHeldAlone = .zero
         position = PositionReport()
@@ -703,6 +705,10 @@ final class DataPlane {
     private func moveCheckpoint(
         to seq: Seq, _ completes: @escaping (Seq) -> Bool, _ done: @escaping (Bool) -> Void
     ) {
+        guard !isBroken else {
+            checkpointRunning = false
+            return done(false)
+        }
         let found = log.imageParts.checkpoint(atOrBelow: seq) { journal.boundary(atOrBelow: $0)?.seq }
         guard let found, let chain = journal.chain(at: found) else {
             checkpointRunning = false

@@ -1,3 +1,4 @@
+import Format
 import Foundation
 import Glibc
 import Quorum
@@ -11,53 +12,70 @@ struct DataThreadWatch {
     static let lookMilliseconds = 1000
     /// While the other node could serve.
     static let looksMaximum = 20
-    /// While the directory is to be closed here: nobody waits for this node, but it would come back by itself never.
-    static let looksMaximumClosing = 60
+    /// The same where that node was restarted since the thread answered last: what was acknowledged from two memories may
+    /// be in this one alone.
+    static let looksMaximumAfterLoss = 120
+    /// For a directory that is to be closed here. Nobody waits for it, but this node would never come back by itself.
+    static let looksMaximumClosing = 120
+
     /// Since it was asked and has not answered, this one included.
     private var looks = 0
+    private var closingLooks = 0
+    /// The other node's process, now and when the thread answered last.
+    private var seen: Incarnation?
+    private var witnessed: Incarnation?
 
-    enum Verdict { case ask, wait, standsStill }
+    enum Verdict: Equatable {
+        case ask, wait
+        case standsStill(looks: Int)
+    }
 
-    /// - Parameter limit: nil: not now.
-    mutating func look(limit: Int?) -> Verdict {
-        guard let limit else {
+    /// - Parameters:
+    ///   - serves: or is about to.
+    ///   - peer: the process that could take over; nil: none.
+    mutating func look(serves: Bool, isClosing: Bool, peer: Incarnation?) -> Verdict {
+        closingLooks = isClosing && peer != nil ? closingLooks + 1 : 0
+        if closingLooks > DataThreadWatch.looksMaximumClosing { return .standsStill(looks: closingLooks) }
+        guard serves, let peer else {
             looks = 0
             return .wait
         }
+        seen = peer
         looks += 1
         if looks == 1 { return .ask }
-        return looks > limit ? .standsStill : .wait
+        let isSame = witnessed == nil || witnessed == peer
+        let limit = isSame ? DataThreadWatch.looksMaximum : DataThreadWatch.looksMaximumAfterLoss
+        return looks > limit ? .standsStill(looks: limit) : .wait
     }
 
-    mutating func answered() { looks = 0 }
+    mutating func answered() {
+        looks = 0
+        witnessed = seen
+    }
 }
 
 extension ControlPlane {
-    /// The other node was heard so lately that it is there: it sends its state each `renewMilliseconds`.
-    static let peerIsThereNanoseconds: UInt64 = 3_000_000_000
-
     /// The thread that should close the directory is the one that stands still. So the process ends: its leases run out,
     /// the other node takes over, and the next process comes back like any other. Alone it waits, because nobody could do
     /// better, and what only its memory has would be lost.
     func watchDataThread() {
         guard let data, !isEnding else { return }
-        let isPeerThere = peerHeardAt.map { reactor.now - $0 < ControlPlane.peerIsThereNanoseconds } ?? false
-        let isNeeded = role?.role == .primary && role?.decision?.inSync == .both && isPeerThere
-        let limit =
-            isNeeded
-            ? DataThreadWatch.looksMaximum : isClosing && isPeerThere ? DataThreadWatch.looksMaximumClosing : nil
-        switch dataWatch.look(limit: limit) {
+        let leads = role?.role == .primary || role?.reason == .opening
+        let verdict = dataWatch.look(
+            serves: leads && role?.decision?.inSync == .both, isClosing: isClosing,
+            peer: member.presentPeer(now: reactor.now))
+        switch verdict {
         case .wait: break
         case .ask:
             let handle = reactor.handle
             let bound = ThreadBound(self)
             data.order { _ in _ = handle.post { bound.value.dataWatch.answered() } }
-        case .standsStill:
+        case .standsStill(let looks):
             isEnding = true
             onDataStandsStill?()
             logger.critical(
                 """
-                the thread that carries the data has stood still for \(limit ?? 0) s while the other node is there: this \
+                the thread that carries the data has stood still for \(looks) s while the other node is there: this \
                 process ends, so that the other node takes over. Look for hanging disks or for faults of the kernel (dmesg)
                 """)
         }

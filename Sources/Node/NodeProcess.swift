@@ -457,10 +457,10 @@ public final class NodeProcess: @unchecked Sendable {
             service?.dropAddresses()
             return service
         }
+        do { try service??.application?.kill(milliseconds: 0) } catch { logger.error("\(error)") }
+        // Who waits in a request for the mirrored directory dies when that has gone.
+        MountGuard.clear(configuration.path)
         do {
-            // Who waits in a request for the mirrored directory dies when that has gone.
-            try service??.application?.kill(milliseconds: 0)
-            MountGuard.clear(configuration.path)
             guard let left = try service??.application?.kill(), !left.isEmpty else { return }
             logger.error("processes of the application are stuck in the kernel and could not be killed: \(left)")
         } catch {

@@ -91,7 +91,7 @@ final class Service: Sendable {
         do {
             // Also where the configuration names no application any more.
             let group = try ControlGroup.left(name: groupName(configuration, node), logger: logger)
-            try group?.kill(milliseconds: 0)
+            do { try group?.kill(milliseconds: 0) } catch { logger.error("\(error)") }
             // Who waits in a request for the mirrored directory dies when that has gone.
             MountGuard.clear(configuration.path)
             guard let left = try group?.kill(), !left.isEmpty else { return }

@@ -38,6 +38,7 @@ extension Member {
     /// Everything this node believes rests on the disk that was put back.
     private mutating func votesWerePutBack(effects: inout [MemberEffect]) {
         proposer.end()
+        endPromotion(.refused("this node's votes were put back to an older state"), effects: &effects)
         known = nil
         isMerged = false
         log.logComplete = false
@@ -48,7 +49,8 @@ extension Member {
     private var afterVotesWerePutBack: AfterClose {
         switch mode {
         case .stopped(let diskFailed), .closing(.stopped(let diskFailed)): .stopped(diskFailed: diskFailed)
-        case .handedOver(_, stop: true), .closing(.handedOver(stop: true)): .stopped(diskFailed: isDiskFailed)
+        case .draining(stop: true, _), .handedOver(_, stop: true), .closing(.handedOver(stop: true)):
+            .stopped(diskFailed: isDiskFailed)
         default: .unformed
         }
     }

@@ -114,5 +114,13 @@ extension Member {
     }
 
     /// The voter said something lately.
+    /// The process of the other node that could take over: heard lately, with votes, not stopped. A later one than before has
+    /// no memory of what that one had acknowledged.
+    public func presentPeer(now: BootNanoseconds) -> Incarnation? {
+        guard let at = heardAt[peer], now < at + timing.hearing * 2, emptyBirth[peer] == nil, peerPhase != .stopped
+        else { return nil }
+        return incarnations[peer]
+    }
+
     private func hears(_ voter: Voter) -> Bool { heardAt[voter].map { now < $0 + timing.hearing * 4 } ?? false }
 }

@@ -217,8 +217,11 @@ final class FileTable: Sendable {
         guard let found else { return }
         let copy = FileDescriptor(owning: found.fd)
         let result = clinux_fdatasync(copy.rawValue)
-        guard result < 0 else { return }
-        try locked { (state) throws(TreeError) in try FileTable.failed(result, &state) }
+        try locked { (state) throws(TreeError) in
+            if result < 0 { try FileTable.failed(result, &state) }
+            // Somebody else may have heard it meanwhile, for both.
+            if let failure = state.failure { throw failure }
+        }
     }
 
     /// Writes the table to its disk while nobody else uses it.
@@ -241,7 +244,9 @@ final class FileTable: Sendable {
             guard !state.isWrong else { return false }
             state.isWrong = true
             try FileTable.writeHeader(state.fd.rawValue, slots: state.slots, identity: identity, .wrong)
-            try FileTable.flush(&state)
+            // Also behind an earlier failure: it may get there.
+            let result = clinux_fdatasync(state.fd.rawValue)
+            if result < 0 { try FileTable.failed(result, &state) }
             return true
         }
     }

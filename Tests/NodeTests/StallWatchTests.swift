@@ -52,20 +52,35 @@ import Testing
     @Test func failure24OnlyWhoeverServesBesideANodeThatIsThereEndsForItsDataThread() {
         var watch = DataThreadWatch()
         var verdicts: [DataThreadWatch.Verdict] = []
-        func look(_ limit: Int?, times: Int = 1) { for _ in 0..<times { verdicts.append(watch.look(limit: limit)) } }
+        let (first, second) = (Format.Incarnation(birth: 1, session: 1), Format.Incarnation(birth: 1, session: 2))
+        func look(_ peer: Format.Incarnation?, closing: Bool = false, times: Int = 1) {
+            for _ in 0..<times { verdicts.append(watch.look(serves: !closing, isClosing: closing, peer: peer)) }
+        }
+        func ends() -> Bool { verdicts.contains { if case .standsStill = $0 { true } else { false } } }
         // It answers each time.
         for _ in 0..<3 {
-            look(20)
+            look(first)
             watch.answered()
         }
         #expect(verdicts == [.ask, .ask, .ask])
         // The other node is not heard any more: nobody could do better.
-        look(20, times: 20)
+        look(first, times: 20)
         look(nil, times: 30)
-        look(20, times: 20)
-        #expect(!verdicts.contains(.standsStill) && verdicts.filter { $0 == .ask }.count == 5)
-        look(20)
-        #expect(verdicts.last == .standsStill)
+        #expect(!ends())
+        // It is back, without its memory: the thread gets more time.
+        look(second, times: 100)
+        #expect(!ends())
+        watch.answered()
+        look(second, times: 20)
+        #expect(!ends())
+        look(second)
+        #expect(verdicts.last == .standsStill(looks: 20))
+        watch.answered()
+        verdicts = []
+        look(second, closing: true, times: 120)
+        #expect(!ends())
+        look(second, closing: true)
+        #expect(ends())
     }
 
     /// Something is read, nothing is written: the other node has nothing to be ahead with. While its disks answer, a call

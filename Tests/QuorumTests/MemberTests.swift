@@ -178,6 +178,32 @@ private struct MemberBench {
         #expect(bench.member.mode == .unformed)
     }
 
+    /// The application is still being stopped when that is found.
+    @Test func failure18AStopThatIsUnderWayEndsAsOneWhenVotesWerePutBack() throws {
+        var bench = MemberBench()
+        bench.run(milliseconds: 10_000)
+        let state = try #require(bench.member.state)
+        bench.step(.requestStop)
+        #expect(bench.member.mode == .draining(stop: true, done: false))
+        bench.say(.witness, .heard(birth: state.birth, session: state.starts + 3, ballot: .zero))
+        bench.step(.closed)
+        #expect(bench.member.mode == .stopped(diskFailed: false))
+    }
+
+    /// Who may take over.
+    @Test func onlyANodeThatIsHeardAndNotStoppedIsPresent() {
+        var bench = MemberBench()
+        bench.run(milliseconds: 10_000)
+        let process = bench.voters[.b]?.incarnation
+        func say(_ phase: NodePhase) { bench.say(.b, .status(phase, chosen: nil, witness: VoterMemory())) }
+        say(.idle)
+        #expect(process != nil && bench.member.presentPeer(now: bench.now) == process)
+        say(.stopped)
+        #expect(bench.member.presentPeer(now: bench.now) == nil)
+        say(.idle)
+        #expect(bench.member.presentPeer(now: bench.now + 60_000 * ms) == nil)
+    }
+
     /// Who wants to stop gets it, also if the application or the directory cannot be left in order; who wants to move
     /// the service keeps it.
     @Test(arguments: [true, false]) func aDrainThatFailsEndsAStopByForceAndASwapHere(stop: Bool) {
