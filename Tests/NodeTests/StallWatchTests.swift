@@ -12,6 +12,18 @@ import Testing
 
     private let second: UInt64 = 1_000_000_000
 
+    /// In sync, and nothing under way: no checkpoint, no write of a superblock.
+    private func quietPair() throws -> Pair {
+        let pair = try Pair()
+        pair.connect()
+        pair.serve(pair.a, epoch: 1)
+        pair.admit(to: pair.a, epoch: 1)
+        pair.settle()
+        pair.a.call { $0.holdsCheckpoints = true }
+        pair.a.wait("quiet") { !$0.checkpointRunning && !$0.journal.superblockWriting }
+        return pair
+    }
+
     @Test func failure24OnlyWhoStandsStillBehindTheOtherHangs() {
         var watch = StallWatch(seconds: 10)
         var found: [UInt64] = []
@@ -87,13 +99,7 @@ import Testing
     /// may take as long as it likes.
     @Test(arguments: ["neither", "journal", "files"])
     func failure24ACallThatWaitsForADiskBeforeAnythingIsLoggedFindsTheDiskThatHangs(hanging: String) throws {
-        let pair = try Pair()
-        pair.connect()
-        pair.serve(pair.a, epoch: 1)
-        pair.admit(to: pair.a, epoch: 1)
-        pair.settle()
-        pair.a.call { $0.holdsCheckpoints = true }
-        pair.a.wait("quiet") { !$0.checkpointRunning && !$0.journal.superblockWriting }
+        let pair = try quietPair()
         let isReleased = Flag()
         pair.a.call { [second] plane in
             // A busy machine may take its time; who hangs does for ever.
@@ -117,13 +123,7 @@ import Testing
     @Test(arguments: ["answers", "hangs", "is slow"])
     func failure24AThreadThatWaitsForTheDiskOfTheJournalIsNoSlowPlainFile(disk: String) throws {
         let journalHangs = disk == "hangs"
-        let pair = try Pair()
-        pair.connect()
-        pair.serve(pair.a, epoch: 1)
-        pair.admit(to: pair.a, epoch: 1)
-        pair.settle()
-        pair.a.call { $0.holdsCheckpoints = true }
-        pair.a.wait("quiet") { !$0.checkpointRunning && !$0.journal.superblockWriting }
+        let pair = try quietPair()
         let tree = pair.a.call { plane in
             plane.journalQuestion.limit = second
             // The superblock's writes never end.
