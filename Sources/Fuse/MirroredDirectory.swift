@@ -120,8 +120,7 @@ public final class MirroredDirectory {
     ) throws(FuseMountError) {
         try self.init(
             reactor: reactor, pool: pool, mountPool: mountPool, tree: tree, log: log, mountPoint: mountPoint,
-            name: name,
-            limits: limits, wanted: .wanted, logger: logger)
+            name: name, limits: limits, wanted: .wanted, logger: logger)
     }
 
     /// - Parameter wanted: of the kernel; less than all, and it behaves as an older one.

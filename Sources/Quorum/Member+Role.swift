@@ -113,7 +113,6 @@ extension Member {
         return (.wait, .asking)
     }
 
-    /// The voter said something lately.
     /// The process of the other node that could take over: heard lately, with votes, not stopped. A later one than before has
     /// no memory of what that one had acknowledged.
     public func presentPeer(now: BootNanoseconds) -> Incarnation? {
@@ -122,5 +121,6 @@ extension Member {
         return incarnations[peer]
     }
 
+    /// The voter said something lately.
     private func hears(_ voter: Voter) -> Bool { heardAt[voter].map { now < $0 + timing.hearing * 4 } ?? false }
 }

@@ -56,11 +56,12 @@ struct Dump: ParsableCommand {
     func run() throws {
         let reader = try open()
         // What is wrong with the options is said before the first line goes out.
+        let rescue = try rescueFile(reader)
         let output: any Output = json ? JSONOutput(payload: payload) : TextOutput(payload: payload)
         var listing = Listing(
             reader: reader, filter: filter(), names: try names(), output: output,
-            extractor: verify ? nil : try extract.map { try Extractor(directory: $0) })
-        if try showRescue(&listing) { return }
+            extractor: verify && rescue == nil ? nil : try extract.map { try Extractor(directory: $0) })
+        if let rescue { return try show(rescue, &listing) }
         let map: JournalMap
         do {
             map = try look(reader)

@@ -4,24 +4,23 @@ import Foundation
 import Journal
 
 extension Dump {
-    /// Lists (or extracts from) a rescue journal.
-    ///
-    /// - Returns: false when there is none.
-    func showRescue(_ listing: inout Listing) throws -> Bool {
-        let file: RescueFile
+    /// nil: it is none.
+    func rescueFile(_ reader: JournalReader) throws -> RescueFile? {
         do throws(DecodingError) {
-            guard let found = try RescueFile(image: listing.reader) else { return false }
-            file = found
+            return try RescueFile(image: reader)
         } catch {
             throw DumpError("\(journal) is a damaged rescue journal: \(error)")
         }
+    }
+
+    /// Lists (or extracts from) a rescue journal.
+    func show(_ file: RescueFile, _ listing: inout Listing) throws {
         let output = listing.output
         output.rescue(journal: journal, file.header)
         let isWhole = listing.list(file.batches) && !file.isTorn
         try listing.extractor?.finish()
         output.end(report: nil, verify: verify)
         if !isWhole || file.header.missing > 0 { throw ExitCode(1) }
-        return true
     }
 }
 
