@@ -40,23 +40,7 @@ extension WholeSystem {
     @Suite struct DiskTests {
         @Test func failure12PowerCutOfBothRoomsWhileWritingLosesNothingThatWasSynced() throws {
             try Harness.withDisks { cluster in
-                let (client, guardian) = try HarnessClient.begin(cluster)
-                defer { guardian.stop() }
-                var writers: [LineWriter] = []
-                for _ in 0..<2 {
-                    let serving = try #require(cluster.serving())
-                    writers.append(try LineWriter(cluster, on: serving))
-                    try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
-                    try cluster.cutPower(of: [cluster.alpha.room, cluster.beta.room])
-                    for node in cluster.nodes { try node.room.loseUnwrittenData() }
-                    for node in cluster.nodes { try cluster.bringBack(node) }
-                    try cluster.waitUntilInSync(within: Small.stepSecondsMax)
-                    try client.waitForTransfers(within: Small.stepSecondsMax)
-                }
-                try cluster.expectWellAfterwards(client, guardian)
-                for node in cluster.nodes {
-                    for writer in writers { try writer.expectAllLines(on: node) }
-                }
+                try cluster.expectToSurvivePowerCuts(dark: { try $0.loseUnwrittenData() })
             }
         }
 

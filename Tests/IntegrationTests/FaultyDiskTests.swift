@@ -119,25 +119,12 @@ extension WholeSystem {
             unflushed: UnflushedBlocks
         ) throws {
             try Harness.withDisks(isFaulty: true) { cluster in
-                let (client, guardian) = try HarnessClient.begin(cluster)
-                defer { guardian.stop() }
-                var writers: [LineWriter] = []
-                for round in 1...2 {
-                    let serving = try #require(cluster.serving())
-                    writers.append(try LineWriter(cluster, on: serving))
-                    try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
-                    // Once with everything in the journals, and once when the plain files must have some of it: what
-                    // lies behind a checkpoint is never applied again.
+                // Once with everything in the journals, and once when the plain files must have some of it: what lies
+                // behind a checkpoint is never applied again.
+                try cluster.expectToSurvivePowerCuts { round, serving in
                     if round == 2 { try cluster.waitForCheckpoints(beyondRecordsOf: serving) }
-                    try cluster.cutPower(of: [cluster.alpha.room, cluster.beta.room])
-                    for node in cluster.nodes { try node.room.loseUnwrittenData(unflushed) }
-                    for node in cluster.nodes { try cluster.bringBack(node) }
-                    try cluster.waitUntilInSync(within: Small.stepSecondsMax)
-                    try client.waitForTransfers(within: Small.stepSecondsMax)
-                }
-                try cluster.expectWellAfterwards(client, guardian)
-                for node in cluster.nodes {
-                    for writer in writers { try writer.expectAllLines(on: node) }
+                } dark: {
+                    try $0.loseUnwrittenData(unflushed)
                 }
             }
         }

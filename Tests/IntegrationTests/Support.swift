@@ -48,6 +48,35 @@ extension Cluster {
         if let first = failures.first { throw first }
     }
 
+    /// Twice: both rooms are killed while a client and a writer write, and come back. Everything that was acknowledged and
+    /// everything that was synced is there then, in both.
+    ///
+    /// - Parameters:
+    ///   - before: just before the cut of a round (1 or 2), with the node that serves.
+    ///   - dark: what the rooms' disks lose meanwhile.
+    func expectToSurvivePowerCuts(
+        before: (Int, ClusterNode) throws -> Void = { _, _ in }, dark: (Room) throws -> Void = { _ in }
+    ) throws {
+        let (client, guardian) = try HarnessClient.begin(self)
+        defer { guardian.stop() }
+        var writers: [LineWriter] = []
+        for round in 1...2 {
+            let serving = try #require(self.serving())
+            writers.append(try LineWriter(self, on: serving))
+            try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
+            try before(round, serving)
+            try cutPower(of: nodes.map(\.room))
+            for node in nodes { try dark(node.room) }
+            for node in nodes { try bringBack(node) }
+            try waitUntilInSync(within: Small.stepSecondsMax)
+            try client.waitForTransfers(within: Small.stepSecondsMax)
+        }
+        try expectWellAfterwards(client, guardian)
+        for node in nodes {
+            for writer in writers { try writer.expectAllLines(on: node) }
+        }
+    }
+
     /// Waits until a node's status is as wanted, and returns that status.
     @discardableResult
     func waitFor(
