@@ -7,6 +7,8 @@
 #include <linux/fs.h>
 #include <stdio.h>
 #include <string.h>
+#include <linux/btrfs.h>
+#include <linux/btrfs_tree.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -208,6 +210,29 @@ int clinux_fstatfs(int fd, struct clinux_statfs *out) {
         .files_free = found.f_ffree,
         .name_length = (uint64_t)found.f_namelen,
     };
+    return 0;
+}
+
+int clinux_btrfs_free_for_names(int directory, uint64_t inode, uint32_t hash, uint64_t *free) {
+    // There is no room for the item itself: the answer is how much it would need.
+    enum { HEADER = sizeof(struct btrfs_ioctl_search_header) };
+    _Alignas(8) uint8_t space[sizeof(struct btrfs_ioctl_search_args_v2) + HEADER] = {0};
+    struct btrfs_ioctl_search_args_v2 *search = (struct btrfs_ioctl_search_args_v2 *)space;
+    search->key = (struct btrfs_ioctl_search_key){
+        .min_objectid = inode, .max_objectid = inode, .min_type = BTRFS_DIR_ITEM_KEY, .max_type = BTRFS_DIR_ITEM_KEY,
+        .min_offset = hash, .max_offset = hash, .max_transid = UINT64_MAX, .nr_items = 1,
+    };
+    search->buf_size = HEADER;
+    *free = UINT64_MAX;
+    if (ioctl(directory, BTRFS_IOC_TREE_SEARCH_V2, search) == 0) return 0;
+    if (errno != EOVERFLOW) return -errno;
+    uint64_t names = search->buf_size - HEADER;
+    struct btrfs_ioctl_fs_info_args info = {0};
+    if (ioctl(directory, BTRFS_IOC_FS_INFO, &info) < 0) return -errno;
+    // As the kernel reckons (btrfs_check_dir_item_collision): a node begins with 101 bytes, an item in it takes 25, and a
+    // name in that 30.
+    uint64_t taken = names + 101 + 25 + 30;
+    *free = info.nodesize > taken ? info.nodesize - taken : 0;
     return 0;
 }
 

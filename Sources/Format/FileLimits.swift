@@ -10,12 +10,15 @@ public struct FileLimits: Sendable, Hashable {
     public var xattrBytes: UInt32
     /// Bytes of a symbolic link's target.
     public var targetBytes: UInt32
+    /// Bytes that a directory itself may have grown to on ext4 (`st_size`) and is still sure to take another name.
+    public var directoryBytes: UInt64
 
-    public init(fileBytes: UInt64, links: UInt32, xattrBytes: UInt32, targetBytes: UInt32) {
+    public init(fileBytes: UInt64, links: UInt32, xattrBytes: UInt32, targetBytes: UInt32, directoryBytes: UInt64) {
         self.fileBytes = fileBytes
         self.links = links
         self.xattrBytes = xattrBytes
         self.targetBytes = targetBytes
+        self.directoryBytes = directoryBytes
     }
 
     /// The longest file anywhere, 1 PiB: whoever compares the rooms steps over its holes piece by piece, and would never
@@ -23,7 +26,8 @@ public struct FileLimits: Sendable, Hashable {
     public static let fileBytesMax: UInt64 = 1 << 50
     /// What records and the kernel allow on any file system.
     public static let widest = FileLimits(
-        fileBytes: fileBytesMax, links: .max, xattrBytes: UInt32(RecordLimits.xattrsBytes), targetBytes: 4095)
+        fileBytes: fileBytesMax, links: .max, xattrBytes: UInt32(RecordLimits.xattrsBytes), targetBytes: 4095,
+        directoryBytes: .max)
 
     /// - Parameters:
     ///   - fileSystemType: "ext4", "xfs" or "btrfs"; anything else counts as ext4, the narrowest.
@@ -48,14 +52,24 @@ public struct FileLimits: Sendable, Hashable {
             links = 65_000
             xattrBytes = min(xattrBytes, shared)
             targetBytes = min(targetBytes, UInt32(block) - 1)
+            directoryBytes = FileLimits.indexedBytes(block)
         }
+    }
+
+    /// ext4 finds names through a tree of two levels, and refuses one whose way through it is full, while all others may
+    /// be half empty. (`large_dir` adds a level; the most that is never refused is the same for all, which is simpler.)
+    private static func indexedBytes(_ block: UInt64) -> UInt64 {
+        // 8 bytes for each block below; heads and a checksum take the place of 6 in the root, of 2 in the others.
+        let places = block / 8 - 6
+        return places * (places / 2) * block
     }
 
     /// What both can hold.
     public func narrower(_ other: FileLimits) -> FileLimits {
         FileLimits(
             fileBytes: min(fileBytes, other.fileBytes), links: min(links, other.links),
-            xattrBytes: min(xattrBytes, other.xattrBytes), targetBytes: min(targetBytes, other.targetBytes))
+            xattrBytes: min(xattrBytes, other.xattrBytes), targetBytes: min(targetBytes, other.targetBytes),
+            directoryBytes: min(directoryBytes, other.directoryBytes))
     }
 }
 
@@ -65,6 +79,7 @@ extension ByteWriter {
         put(limits.links)
         put(limits.xattrBytes)
         put(limits.targetBytes)
+        put(limits.directoryBytes)
     }
 }
 
@@ -72,6 +87,7 @@ extension ByteReader {
     mutating func getFileLimits() throws(DecodingError) -> FileLimits {
         FileLimits(
             fileBytes: try get(UInt64.self, "longest file"), links: try get(UInt32.self, "names of a file"),
-            xattrBytes: try get(UInt32.self, "extended attributes"), targetBytes: try get(UInt32.self, "link target"))
+            xattrBytes: try get(UInt32.self, "extended attributes"), targetBytes: try get(UInt32.self, "link target"),
+            directoryBytes: try get(UInt64.self, "directory"))
     }
 }

@@ -99,9 +99,10 @@ public struct FrameHeader: Sendable, Hashable {
 /// | 5 | an acknowledgement says how many files the follower's disk takes, and as of which record |
 /// | 6 | a log state says whether its node acknowledges in mode `strict` |
 /// | 7 | a log state says what the sender's plain files can hold |
+/// | 8 | the same of directories |
 public enum ProtocolVersion {
-    public static let current: UInt16 = 7
-    public static let oldest: UInt16 = 7
+    public static let current: UInt16 = 8
+    public static let oldest: UInt16 = 8
 }
 
 /// What a frame carries.

@@ -82,9 +82,10 @@ extension MirroredDirectory {
 
     /// Locks `directories`, loads them and looks up names in them: the beginning of every operation. `body` runs while
     /// serving.
+    /// - Parameter added: which of the names there will be, if there is none yet: its directory must have room for it.
     private func begin(
         _ unique: UInt64, _ directories: [FileID], also others: [FileID] = [], names: [(FileID, FileName)],
-        _ body: @escaping (Holding, [Inode], [FileStatus?]) -> Void
+        added: Int? = nil, _ body: @escaping (Holding, [Inode], [FileStatus?]) -> Void
     ) {
         for (_, name) in names where name.count > RecordLimits.nameBytes {
             return answer(unique, errno: ENAMETOOLONG)
@@ -103,15 +104,16 @@ extension MirroredDirectory {
                     guard parent.isDirectory else { return fail(unique, ENOTDIR, holding) }
                     guard !parent.isRemoved else { return fail(unique, ENOENT, holding) }
                 }
-                look(unique, names, holding) { found in body(holding, parents, found) }
+                look(unique, names, added, holding) { found in body(holding, parents, found) }
             }
         }
     }
 
     private func look(
-        _ unique: UInt64, _ names: [(FileID, FileName)], _ holding: Holding,
+        _ unique: UInt64, _ names: [(FileID, FileName)], _ added: Int?, _ holding: Holding,
         _ then: @escaping ([FileStatus?]) -> Void
     ) {
+        let limit = limits.directoryBytes
         work { tree throws(TreeError) -> [FileStatus?] in
             var found: [FileStatus?] = []
             for (directory, name) in names {
@@ -121,6 +123,9 @@ extension MirroredDirectory {
                     guard error.code == ENOENT else { throw error }
                     found.append(nil)
                 }
+            }
+            if let added, found[added] == nil {
+                try tree.checkRoom(for: names[added].1, in: names[added].0, limit: limit)
             }
             return found
         } then: { [weak self] result in
@@ -186,7 +191,7 @@ extension MirroredDirectory {
     ) {
         let unique = request.unique
         guard target.count <= Int(limits.targetBytes) else { return answer(unique, errno: ENAMETOOLONG) }
-        begin(unique, [request.node], names: [(request.node, name)]) { [self] holding, parents, found in
+        begin(unique, [request.node], names: [(request.node, name)], added: 0) { [self] holding, parents, found in
             if let existing = found[0] { return makeExisting(request, existing, holding) }
             let needed = MirroredDirectory.directoryGrowthBytes + target.count
             if let errno = log.spaceFor(bytes: needed, files: 1) { return fail(unique, errno, holding) }
@@ -264,7 +269,7 @@ extension MirroredDirectory {
     // MARK: Link
 
     private func link(_ unique: UInt64, _ file: FileID, _ parent: FileID, _ name: FileName) {
-        begin(unique, [parent], also: [file], names: [(parent, name)]) { [self] holding, parents, found in
+        begin(unique, [parent], also: [file], names: [(parent, name)], added: 0) { [self] holding, parents, found in
             guard found[0] == nil else { return fail(unique, EEXIST, holding) }
             pin([file], holding) { [self] result in
                 guard case .success(let loaded) = result, let inode = loaded.first else {
@@ -392,7 +397,7 @@ extension MirroredDirectory {
             return answer(unique, errno: EINVAL)
         }
         let names = [(renaming.parent, renaming.name), (renaming.newParent, renaming.newName)]
-        begin(unique, [renaming.parent, renaming.newParent], also: others, names: names) {
+        begin(unique, [renaming.parent, renaming.newParent], also: others, names: names, added: 1) {
             [self] holding, parents, found in
             guard let source = found[0] else { return fail(unique, ENOENT, holding) }
             if let errno = refusal(renaming, source, found[1]) { return fail(unique, errno, holding) }

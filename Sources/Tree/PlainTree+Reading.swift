@@ -201,12 +201,16 @@ extension PlainTree {
 
     /// Says once for each path that something is there which no record made.
     private func reportForeign(_ path: String) {
-        let isNew = state.withLock { state in
+        if isNews(of: path) { logger.error("\(path) is not mirrored. \(PlainTree.foreignRemedy)") }
+    }
+
+    /// Whether this is the first complaint about a path.
+    func isNews(of path: String) -> Bool {
+        state.withLock { state in
             // A bound on what is remembered: beyond it, silence is better than a flood.
             guard state.reported.count < 1024 else { return false }
             return state.reported.insert(Array(path.utf8)).inserted
         }
-        if isNew { logger.error("\(path) is not mirrored. \(PlainTree.foreignRemedy)") }
     }
 
     /// The directories above a directory, the nearest first, up to the root.

@@ -21,7 +21,8 @@ private let epochs = [
         state.wantsAnswer = true
         state.lossAt = Seq(rawValue: 0x0404)
         state.limits = FileLimits(
-            fileBytes: 0x0102_0304_0506_0708, links: 0x1112_1314, xattrBytes: 0x2122_2324, targetBytes: 0x3132_3334)
+            fileBytes: 0x0102_0304_0506_0708, links: 0x1112_1314, xattrBytes: 0x2122_2324, targetBytes: 0x3132_3334,
+            directoryBytes: 0x4142_4344_4546_4748)
         let message = DataMessage.logState(state)
         #expect(
             hexadecimal(message.encoded())
@@ -30,7 +31,7 @@ private let epochs = [
                 + "0100000000000000" + "0303000000000000" + "8877665544332211" + "0203000000000000"
                 + "0103000000000000" + "0201000000000000" + "02000000" + "02000000" + "0101000000000000" + "03000000"
                 + "0202000000000000" + "01" + "0404000000000000" + "00"
-                + "0807060504030201" + "14131211" + "24232221" + "34333231")
+                + "0807060504030201" + "14131211" + "24232221" + "34333231" + "4847464544434241")
         #expect(try DataMessage(decoding: message.encoded()) == message)
     }
 
@@ -47,7 +48,7 @@ private let epochs = [
                 == "01" + "00" + "01" + "00" + "01" + "0807060504030201" + "00" + "00" + "0303000000000000"
                 + "8877665544332211" + "0203000000000000" + "0103000000000000" + "0201000000000000" + "02000000"
                 + "02000000" + "0101000000000000" + "03000000" + "0202000000000000" + "00" + "01"
-                + "0505000000000000" + "0000000000000400" + "ffffffff" + "00000100" + "ff0f0000")
+                + "0505000000000000" + "0000000000000400" + "ffffffff" + "00000100" + "ff0f0000" + "ffffffffffffffff")
         #expect(try DataMessage(decoding: message.encoded()) == message)
     }
 

@@ -42,7 +42,9 @@ extension MountedTests {
                 #expect(truncate(path, 2_000_000) == 0)
                 mounted.onData { directory, _ in
                     directory.limits = directory.limits.narrower(
-                        FileLimits(fileBytes: 1_000_000, links: 1, xattrBytes: 40, targetBytes: 5))
+                        FileLimits(
+                            fileBytes: 1_000_000, links: 1, xattrBytes: 40, targetBytes: 5,
+                            directoryBytes: .max))
                 }
                 let before = mounted.onData { _, log in log.lastSeq }
                 #expect(errnoOf(truncate(path, 1_000_001)) == EFBIG)
@@ -79,5 +81,75 @@ extension MountedTests {
                 #expect(setAttribute(path, "user.513", [1]) == 0)
             }
         }
+
+        @Test func aDirectoryWhoseIndexMayBeFullTakesNoMoreNames() throws {
+            try withMounted(on: "ext4") { mounted in
+                #expect(mkdir(mounted.path + "/full", 0o755) == 0)
+                #expect(mkdir(mounted.path + "/other", 0o755) == 0)
+                mounted.onData { directory, _ in directory.limits.directoryBytes = 8192 }
+                let long = String(repeating: "n", count: 250)
+                var count = 0
+                while count < 1000, put("\(mounted.path)/full/\(long)\(count)", [1]) == 0 { count += 1 }
+                let first = "\(mounted.path)/full/\(long)0"
+                #expect(count > 8 && count < 1000)
+                let before = mounted.onData { _, log in log.lastSeq }
+                #expect(put(mounted.path + "/full/more", [1]) == ENOSPC)
+                #expect(errnoOf(mkdir(mounted.path + "/full/more", 0o755)) == ENOSPC)
+                #expect(errnoOf(link(first, mounted.path + "/full/more")) == ENOSPC)
+                #expect(errnoOf(rename(first, mounted.path + "/full/more")) == ENOSPC)
+                #expect(mounted.onData { _, log in log.lastSeq } == before)
+                // What needs no new name goes on.
+                #expect(errnoOf(rename(first, "\(mounted.path)/full/\(long)1")) == 0)
+                #expect(errnoOf(rename("\(mounted.path)/full/\(long)1", mounted.path + "/other/moved")) == 0)
+                #expect(put("\(mounted.path)/full/\(long)2", [2]) == 0)
+                #expect(errnoOf(unlink("\(mounted.path)/full/\(long)2")) == 0)
+            }
+        }
+
+        /// Whoever looks for such names could otherwise stop both rooms for good.
+        @Test func namesThatBtrfsCannotTellApartAreRefusedBeforeTheyAreLogged() throws {
+            try withMounted(on: "btrfs") { mounted in
+                let names = namesOfOneHash(80)
+                let taken = names.prefix { put(mounted.path + "/" + $0, [1]) == 0 }
+                #expect(taken.count < names.count)
+                let before = mounted.onData { _, log in log.lastSeq }
+                let next = names[taken.count]
+                #expect(put(mounted.path + "/" + next, [1]) == EOVERFLOW)
+                #expect(errnoOf(rename(mounted.path + "/" + taken[0], mounted.path + "/" + next)) == EOVERFLOW)
+                #expect(mounted.onData { _, log in log.lastSeq } == before)
+                // As the file system itself.
+                mounted.settle()
+                #expect(errnoOf(mknod(mounted.backing + "/" + next, S_IFREG | 0o644, 0)) == EOVERFLOW)
+                #expect(put(mounted.path + "/another", [1]) == 0)
+                #expect(errnoOf(unlink(mounted.path + "/" + taken[0])) == 0)
+                #expect(put(mounted.path + "/" + next, [1]) == 0)
+            }
+        }
+    }
+}
+
+/// Names of 255 letters with one checksum: changes of letters that together change nothing in it, found by elimination.
+private func namesOfOneHash(_ count: Int) -> [String] {
+    let base = [UInt8](repeating: UInt8(ascii: "a"), count: 255)
+    func checksum(_ name: [UInt8]) -> UInt32 { clinux_crc32c(1, name, name.count) }
+    var pivots: [(change: UInt32, letters: Set<Int>)] = []
+    var neutral: [Set<Int>] = []
+    for place in 0..<40 {
+        var name = base
+        name[place] ^= 2
+        var (change, letters) = (checksum(name) ^ checksum(base), Set([place]))
+        for pivot in pivots where change ^ pivot.change < change {
+            change ^= pivot.change
+            letters.formSymmetricDifference(pivot.letters)
+        }
+        if change == 0 { neutral.append(letters) } else { pivots.append((change, letters)) }
+        pivots.sort { $0.change > $1.change }
+    }
+    return (0..<count).map { number in
+        var name = base
+        for (bit, letters) in neutral.enumerated() where number >> bit & 1 == 1 {
+            for place in letters { name[place] ^= 2 }
+        }
+        return String(decoding: name, as: UTF8.self)
     }
 }

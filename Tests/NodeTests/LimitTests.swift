@@ -27,7 +27,7 @@ import Testing
             pair.a.call { $0.limits }
                 == own.narrower(
                     FileLimits(
-                        fileBytes: .max, links: 3, xattrBytes: .max, targetBytes: 20)))
+                        fileBytes: .max, links: 3, xattrBytes: .max, targetBytes: 20, directoryBytes: .max)))
         // The other one would keep to both as well.
         #expect(pair.b.call { $0.limits.targetBytes } == 20)
     }

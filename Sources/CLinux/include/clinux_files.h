@@ -100,6 +100,10 @@ struct clinux_statfs {
 };
 int clinux_fstatfs(int fd, struct clinux_statfs *out);
 
+/// btrfs keeps the names of a directory that share a hash in one item, which must fit into a leaf. `free`: bytes that the
+/// next such name may have; UINT64_MAX when there is none yet. Needs CAP_SYS_ADMIN.
+int clinux_btrfs_free_for_names(int directory, uint64_t inode, uint32_t hash, uint64_t *free);
+
 /// An exclusive lock on the whole file, held by the open file; -EWOULDBLOCK when another process has it.
 int clinux_lock_exclusive(int fd);
 
