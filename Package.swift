@@ -33,6 +33,7 @@ let package = Package(
             cSettings: [.define("_GNU_SOURCE")],
             linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("aio"), .linkedLibrary("xxhash")]),
         .target(name: "Ring", dependencies: ["CLinux", log], swiftSettings: rawMemory),
+        .target(name: "Mounts", swiftSettings: rawMemory),
 
         // One encoding for disk and wire; no I/O.
         .target(name: "Format", dependencies: ["CLinux"], swiftSettings: rawMemory),
@@ -44,10 +45,11 @@ let package = Package(
         // One mirror's parts.
         .target(name: "Transport", dependencies: ["CLinux", "Ring", "Format", log], swiftSettings: rawMemory),
         .target(name: "Journal", dependencies: ["CLinux", "Ring", "Format", log], swiftSettings: rawMemory),
-        .target(name: "Tree", dependencies: ["CLinux", "Ring", "Format", log], swiftSettings: rawMemory),
-        .target(name: "Fuse", dependencies: ["CLinux", "Ring", "Format", "Tree", log], swiftSettings: rawMemory),
-        .target(name: "Takeover", dependencies: ["CLinux", "Format", log], swiftSettings: rawMemory),
-        .target(name: "Configuration", dependencies: ["Format", toml], swiftSettings: common),
+        .target(name: "Tree", dependencies: ["CLinux", "Ring", "Format", "Mounts", log], swiftSettings: rawMemory),
+        .target(
+            name: "Fuse", dependencies: ["CLinux", "Ring", "Format", "Tree", "Mounts", log], swiftSettings: rawMemory),
+        .target(name: "Takeover", dependencies: ["CLinux", "Format", "Mounts", log], swiftSettings: rawMemory),
+        .target(name: "Configuration", dependencies: ["Format", "Mounts", toml], swiftSettings: common),
 
         // Puts one mirror together on one node.
         .target(
@@ -101,6 +103,7 @@ let package = Package(
             name: "lockstep-soak", dependencies: ["Rooms", "Workload", "CommandMain", arguments],
             path: "Tools/lockstep-soak", swiftSettings: common),
 
+        .testTarget(name: "MountsTests", dependencies: ["Mounts"], swiftSettings: common),
         .testTarget(name: "RingTests", dependencies: ["Ring", "CLinux"], swiftSettings: common),
         .testTarget(name: "TransportTests", dependencies: ["Transport", "Ring", "Format"], swiftSettings: common),
         .testTarget(name: "FormatTests", dependencies: ["Format"], swiftSettings: common),
@@ -110,7 +113,8 @@ let package = Package(
             name: "JournalTests", dependencies: ["Journal", "Ring", "Format", "CLinux"], swiftSettings: common),
         .testTarget(name: "TreeTests", dependencies: ["Tree", "Ring", "Format", "CLinux"], swiftSettings: common),
         .testTarget(
-            name: "FuseTests", dependencies: ["Fuse", "Tree", "Ring", "Format", "CLinux"], swiftSettings: common),
+            name: "FuseTests", dependencies: ["Fuse", "Tree", "Ring", "Format", "Mounts", "CLinux"],
+            swiftSettings: common),
         .testTarget(name: "TakeoverTests", dependencies: ["Takeover", "Rooms", "CLinux"], swiftSettings: common),
         .testTarget(name: "ConfigurationTests", dependencies: ["Configuration"], swiftSettings: common),
         .testTarget(name: "NodeTests", dependencies: ["Node", "Ring", "Format", "CLinux"], swiftSettings: common),

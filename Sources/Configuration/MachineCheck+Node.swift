@@ -1,6 +1,7 @@
 import CLinux
 import Format
 import Glibc
+import Mounts
 
 extension MachineCheck {
     // MARK: - State
@@ -16,7 +17,7 @@ extension MachineCheck {
         }
         var found = fileSystemFindings("state", resolved)
         for (key, other) in [("path", configuration.path), ("backing", configuration.backing)] {
-            guard mounts.at(other) == nil, let target = resolvedPath(other) else { continue }
+            guard mounts.top(at: other) == nil, let target = resolvedPath(other) else { continue }
             if isSameOrBelow(resolved, target) {
                 found.append(
                     finding(

@@ -1,6 +1,7 @@
 import CLinux
 import Format
 import Glibc
+import Mounts
 
 /// Looks at this machine with the eyes of one node, and lists what would not work, before anything is started.
 ///
@@ -19,13 +20,13 @@ public struct MachineCheck {
 
     let configuration: MirrorConfiguration
     let node: NodeID
-    let mounts: Mounts
+    let mounts: MountTable
 
     /// - Parameter node: which node this machine is.
     public init(_ configuration: MirrorConfiguration, node: NodeID) {
         self.configuration = configuration
         self.node = node
-        mounts = Mounts()
+        mounts = MountTable.current() ?? MountTable(text: "")
     }
 
     /// Everything found, errors first.
@@ -147,7 +148,7 @@ public struct MachineCheck {
                     "Unmount it, or move its files into the directory"))
         }
         // A mount there must not be touched: one whose daemon hangs would hang this check as well.
-        if let mount = mounts.at(path) {
+        if let mount = mounts.top(at: path) {
             // The guard: the read-only directory that stands there while this node does not serve.
             if mount.source.hasPrefix("lockstep-guard:") { return found }
             let isOurs = mount.type.hasPrefix("fuse")
@@ -243,7 +244,7 @@ public struct MachineCheck {
 
     /// ext4 asks nobody who is root. XFS does: what was granted to the application and acknowledged could not be applied.
     private func quotaFindings(_ directory: String) -> [Finding] {
-        guard let mount = mounts.containing(directory), let quota = mount.enforcedQuotas.first else { return [] }
+        guard let mount = mounts.containing(directory), let quota = mount.enforcedQuota else { return [] }
         return [
             finding(
                 .error, "backing",

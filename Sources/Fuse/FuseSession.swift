@@ -2,6 +2,7 @@ internal import CLinux
 internal import Format
 internal import Glibc
 internal import Logging
+internal import Mounts
 internal import Ring
 
 /// Who answers the requests of a session. On the data thread.
@@ -68,7 +69,7 @@ final class FuseSession {
         connection = try FuseConnection()
         unsafe head = .allocate(byteCount: FuseProtocol.writeHeadBytes, alignment: 16)
         let result = unsafe clinux_fuse_mount(
-            connection.descriptor, MountTable.fuseType, source, mountPoint, 0)
+            connection.descriptor, MirrorMounts.fuseType, source, mountPoint, 0)
         guard result == 0 else {
             throw FuseMountError(
                 "mount the mirrored directory at", mountPoint, code: -result,
@@ -76,7 +77,7 @@ final class FuseSession {
                     ? "Create the directory, or correct `path` in the configuration"
                     : "lockstepd must run as root (CAP_SYS_ADMIN) and the path must not be in a container")
         }
-        deviceMinor = MountTable.mounts(at: mountPoint).last?.minor
+        deviceMinor = MountTable.current()?.top(at: mountPoint)?.minor
         watch = reactor.watch(connection.descriptor, read: true, write: false) { [weak self] readiness in
             self?.ready(readiness)
         }

@@ -1,6 +1,7 @@
 internal import CLinux
 internal import Format
 internal import Glibc
+internal import Mounts
 internal import Ring
 
 /// Freezing, stepping down, unmounting.
@@ -72,7 +73,7 @@ extension MirroredDirectory {
         // Not on this thread: an invalidation waits for reads of that file, and those are answered here.
         mountPool.submit {
             connection.invalidate(files, minor: minor)
-            MountTable.detach(mountPoint)
+            MirrorMounts.detach(mountPoint)
             handle.post {
                 guard let (directory, then) = carried.take() else { return }
                 directory.session?.end("dismounted")
@@ -97,10 +98,10 @@ extension MirroredDirectory {
         let carried = Carried<(MirroredDirectory, (FuseMountError?) -> Void)>((self, then))
         mountPool.submit {
             // What lies below it is never taken away.
-            let table = device == nil ? nil : MountTable.mountsIfReadable(at: mountPoint)
-            let isSeen = table.map { $0.last?.minor == device } ?? true
+            let table = device == nil ? nil : MountTable.current()
+            let isSeen = table.map { $0.top(at: mountPoint)?.minor == device } ?? true
             let result = isSeen ? unsafe clinux_unmount(mountPoint, 0, 0) : -EINVAL
-            let users = result == -EBUSY ? MountTable.users(of: mountPoint) : []
+            let users = result == -EBUSY ? MirrorMounts.users(of: mountPoint) : []
             handle.post {
                 guard let (directory, then) = carried.take() else { return }
                 guard result == 0 else {
@@ -135,7 +136,7 @@ extension MirroredDirectory {
         let carried = Carried<(MirroredDirectory, (Bool?) -> Void)>((self, then))
         mountPool.submit {
             // Not known is not gone.
-            let isSeen = MountTable.mountsIfReadable(at: mountPoint)?.contains { $0.minor == device } ?? true
+            let isSeen = MountTable.current()?.mounts(at: mountPoint).contains { $0.minor == device } ?? true
             handle.post {
                 guard let (directory, then) = carried.take() else { return }
                 then(directory.session == nil ? nil : isSeen)

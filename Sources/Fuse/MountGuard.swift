@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Glibc
+internal import Mounts
 
 /// What stands at the application's path while this node is not primary: an empty, read-only file system with one file
 /// whose name says why.
@@ -15,7 +16,7 @@ public enum MountGuard {
     ///
     /// - Parameter name: the mirror's name, shown in mount tables.
     public static func place(at path: String, name: String) throws(FuseMountError) {
-        MountTable.detach(path)
+        MirrorMounts.detach(path)
         if isPlaced(at: path) { return }
         let result = unsafe clinux_mount_guard(sourcePrefix + name, path)
         guard result == 0 else {
@@ -43,12 +44,12 @@ public enum MountGuard {
 
     /// Whether the guard is what is seen at `path`.
     public static func isPlaced(at path: String) -> Bool {
-        guard let top = MountTable.mounts(at: path).last else { return false }
+        guard let top = MountTable.current()?.top(at: path) else { return false }
         return top.type == "tmpfs" && top.source.hasPrefix(sourcePrefix)
     }
 
     /// Aborts and detaches mirrored directories that an earlier process left at `path`.
-    public static func clear(_ path: String) { MountTable.detach(path) }
+    public static func clear(_ path: String) { MirrorMounts.detach(path) }
 
     private static let sourcePrefix = "lockstep-guard:"
 }

@@ -1,5 +1,6 @@
 import Glibc
 import Logging
+import Mounts
 import Synchronization
 
 /// A control group (cgroup v2) of the kernel that holds all processes of one application, so that they can be frozen and
@@ -22,11 +23,7 @@ public final class ControlGroup: Sendable {
     public static func findMount() throws(TakeoverError) -> String {
         for path in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
         where unsafe access(path + "/cgroup.controllers", F_OK) == 0 { return path }
-        for line in (try? readFile("/proc/self/mountinfo"))?.split(separator: "\n") ?? [] {
-            let fields = line.split(separator: " ")
-            guard let dash = fields.firstIndex(of: "-"), dash + 1 < fields.count, fields.count > 4 else { continue }
-            if fields[dash + 1] == "cgroup2" { return String(fields[4]) }
-        }
+        if let mount = MountTable.current()?.all.first(where: { $0.type == "cgroup2" }) { return mount.point }
         throw TakeoverError(
             "find control groups", reason: "cgroup v2 is not mounted",
             remedy:

@@ -2,6 +2,7 @@ internal import CLinux
 public import Format
 internal import Glibc
 public import Logging
+internal import Mounts
 internal import Ring
 internal import Synchronization
 
@@ -178,7 +179,8 @@ public final class PlainTree: Sendable {
         let result = unsafe System.withText([]) { text in
             unsafe clinux_name_to_handle(fd, text, CLINUX_AT_EMPTY_PATH, &handle, nil)
         }
-        let found = mountedFileSystem(mount)
+        // ext2 and ext4 have one magic number, so it comes from the mount table.
+        let found = MountTable.current()?.all.first { $0.id == mount }
         let type = found?.type ?? "unknown"
         guard ["ext4", "xfs", "btrfs"].contains(type) else {
             throw TreeError("use the file system '\(type)' of", path, code: EOPNOTSUPP, remedy: remedy)
@@ -186,46 +188,18 @@ public final class PlainTree: Sendable {
         guard result >= 0 else {
             throw TreeError("get file handles in", path, code: -result, remedy: remedy)
         }
-        try checkQuotas(of: type, found?.options ?? [], path: path)
+        try checkQuota(found?.enforcedQuota, path: path)
         return type
     }
 
-    /// ext4 does not ask root for quotas. XFS does: what was granted to the application could not be applied.
-    static func checkQuotas(of type: String, _ options: [Substring], path: String) throws(TreeError) {
-        guard type == "xfs", let quota = options.first(where: enforcedQuotas.contains) else { return }
+    /// XFS asks root for quotas too: what was granted to the application could not be applied.
+    static func checkQuota(_ quota: String?, path: String) throws(TreeError) {
+        guard let quota else { return }
         throw TreeError(
             "use the XFS file system with enforced quotas (\(quota)) of", path, code: EOPNOTSUPP,
             remedy: "A user who is over his quota would stop both rooms. Turn enforcement off "
                 + "(xfs_quota -x -c 'disable -ugp' on its mount point) and mount it with uqnoenforce, gqnoenforce or "
                 + "pqnoenforce, which still count")
-    }
-
-    /// As XFS shows them; the variants that only count have other names.
-    private static let enforcedQuotas: Set<Substring> = [
-        "quota", "usrquota", "uquota", "grpquota", "gquota", "prjquota", "pquota",
-    ]
-
-    /// The type of a mounted file system, and its own options; ext2 and ext4 have one magic number, so it comes from the
-    /// mount table.
-    private static func mountedFileSystem(_ mount: UInt64) -> (type: String, options: [Substring])? {
-        guard let fd = try? System.open("/proc/self/mountinfo", O_RDONLY) else { return nil }
-        var text: [UInt8] = []
-        var piece = [UInt8](repeating: 0, count: 65536)
-        while true {
-            let count = unsafe piece.withUnsafeMutableBytes { space in
-                unsafe Glibc.read(fd.rawValue, space.baseAddress, space.count)
-            }
-            guard count > 0, text.count < 16 << 20 else { break }
-            text += piece[..<count]
-        }
-        for line in String(decoding: text, as: UTF8.self).split(separator: "\n") {
-            let fields = line.split(separator: " ")
-            guard fields.first == Substring(String(mount)), let dash = fields.firstIndex(of: "-"),
-                dash + 1 < fields.count
-            else { continue }
-            return (String(fields[dash + 1]), fields[(dash + 2)...].dropFirst().flatMap { $0.split(separator: ",") })
-        }
-        return nil
     }
 
     static func directory(

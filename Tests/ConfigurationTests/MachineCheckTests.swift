@@ -136,37 +136,9 @@ func expect(
         expect(try site.findings(("\"lo\"", "\"eth77\"")), .error, "address[0].interface", "no interface eth77")
     }
 
-    /// Root is above quotas on ext4; on XFS it is not.
-    @Test func enforcedQuotasOfXFSAreFoundAndOthersAreNot() {
-        let mounts = Mounts(
-            text: """
-                21 1 8:1 / / rw,relatime - ext4 /dev/root rw,usrquota,grpquota
-                30 21 0:9 / /srv/held rw - xfs /dev/sdb rw,attr2,inode64,logbufs=8,logbsize=32k,usrquota,pqnoenforce
-                31 21 0:9 / /srv/counted rw - xfs /dev/sdc rw,inode64,uqnoenforce,gqnoenforce
-                32 21 0:9 / /srv/free rw - xfs /dev/sdd rw,inode64,noquota
-                """)
-        #expect(mounts.at("/srv/held")?.enforcedQuotas == ["usrquota"])
-        for point in ["/", "/srv/counted", "/srv/free"] { #expect(mounts.at(point)?.enforcedQuotas == []) }
-    }
-
     @Test func aGrantThatTheWitnessMustKnowOfIsSaid() throws {
         let longer = try site.findings(("[journal]", "[timing]\ngrantMilliseconds = 8000\n[journal]"))
         expect(longer, .note, "timing.grantMilliseconds", "must grant for 8000 ms")
         #expect(try site.findings().allSatisfy { !$0.place.contains("timing") })
-    }
-
-    @Test func mountPointsWithBlanksAreUnderstood() {
-        let mounts = Mounts(
-            text: """
-                21 1 8:1 / / rw,relatime - ext4 /dev/root rw
-                30 21 0:9 / /srv/my\\040files ro,relatime shared:4 - xfs /dev/sdb rw
-                31 21 0:9 / /srv/my rw - tmpfs none rw
-                """)
-        #expect(
-            mounts.at("/srv/my files")
-                == .init(point: "/srv/my files", type: "xfs", isReadOnly: true, source: "/dev/sdb"))
-        #expect(mounts.containing("/srv/my files/a")?.type == "xfs")
-        #expect(mounts.containing("/srv/myself")?.type == "ext4")
-        #expect(mounts.below("/srv").count == 2 && mounts.below("/srv/my").isEmpty)
     }
 }

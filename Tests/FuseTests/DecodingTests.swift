@@ -141,20 +141,6 @@ private func request(_ opcode: UInt32, _ body: [UInt8]) -> [UInt8] {
     }
 }
 
-@Suite struct Mounts {
-    @Test func mountTablesAreReadWithTheirEscapes() throws {
-        let text = """
-            22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-            36 22 0:52 / /srv/my\\040ledger rw,noatime shared:1 - fuse.lockstep ledger rw,user_id=0
-            broken line
-            """
-        let entries = MountTable.entries(text)
-        #expect(entries.count == 2)
-        #expect(entries[1].mountPoint == "/srv/my ledger" && entries[1].minor == 52)
-        #expect(entries[1].type == "fuse.lockstep" && entries[1].source == "ledger")
-    }
-}
-
 @Suite struct Inodes {
     private func inode(_ number: UInt64) -> Inode {
         Inode(new: FileID(rawValue: number), FileAttributes(mode: 0o100644, uid: 0, gid: 0), links: 1)
