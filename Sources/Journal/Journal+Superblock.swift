@@ -88,6 +88,7 @@ extension Journal {
             superblock.checkpointSeq = boundary.seq
             superblock.checkpointChain = boundary.chain
             superblock.checkpointEnd = layout.fileOffset(address)
+            precondition(!superblock.isMisfit, "a checkpoint of files that do not belong to the journal")
             if isComplete { superblock.isIncomplete = false }
         } completion: { [self] in
             checkpointAddress = max(checkpointAddress, address)
@@ -100,6 +101,12 @@ extension Journal {
     /// A resynchronisation begins (durable before its first byte reaches the plain files) or is complete.
     public func setIncomplete(_ value: Bool, completion: @escaping () -> Void) {
         editSuperblock({ $0.isIncomplete = value }, completion: completion)
+    }
+
+    /// Other plain files than the ones that belonged to this journal are about to become its own: from now on these alone
+    /// count. CALL IT AND WAIT before they say that they do.
+    public func forgetMisfit(completion: @escaping () -> Void) {
+        editSuperblock({ $0.isMisfit = false }, completion: completion)
     }
 
     /// Everything received is durable and nothing more will come: a start after this needs no wait for the other node.
@@ -259,6 +266,7 @@ extension Journal {
                 superblock.epochs = epochs
                 superblock.epochs.cut(to: seq)
                 superblock.isIncomplete = incomplete
+                superblock.isMisfit = false
                 superblock.resyncNumber = resync
                 superblock.completeThrough = nil
             } completion: { [self] in

@@ -193,13 +193,27 @@ public final class Journal {
 
     /// The plain files do not belong to this journal: notes, on the disk, that this copy does not count. Blocking, before
     /// anything else happens to the journal, so that a crash right behind it forgets nothing.
-    public func setIncompleteNow() throws(JournalError) {
+    public func setMisfitNow() throws(JournalError) {
         precondition(!superblockWriting && inFlight.isEmpty, "the journal is in use already")
+        // A copy that a resynchronisation has left a mixture stays one, whatever files there are.
+        wanted.isMisfit = wanted.isMisfit || !wanted.isIncomplete
         wanted.isIncomplete = true
         wanted.resyncNumber = 0
         wanted.completeThrough = nil
         try writeSuperblockNow()
     }
+
+    /// The plain files that belong to this journal are back: the copy counts again. Blocking, like `setMisfitNow`.
+    public func endMisfitNow() throws(JournalError) {
+        precondition(!superblockWriting && inFlight.isEmpty && wanted.isMisfit, "no misfit to end")
+        wanted.isMisfit = false
+        wanted.isIncomplete = false
+        try writeSuperblockNow()
+    }
+
+    /// Incomplete, and the right plain files would make it complete.
+    public var isMisfit: Bool { wanted.isMisfit }
+
     /// The last record that was ever on this disk, readable or not.
     public var lastKnownSeq: Seq { max(lastSeq, damagedThrough ?? .zero, suspended.map(\.lastSeq).max() ?? .zero) }
     public var epochs: EpochHistory { wanted.epochs }

@@ -7,7 +7,7 @@ public import Format
 /// byte  0  magic "LSSUPER1"                                   u64
 ///       8  version (1)                                        u16
 ///      10  which copy this is, 0 to 3                         u16
-///      12  flags: 1 clean stop, 2 incomplete                  u32
+///      12  flags: 1 clean stop, 2 incomplete, 4 strict, 8 misfit  u32
 ///      16  mirror id                                          16
 ///      32  node (0 = first in the configuration, 1 = second)  u8, 7 reserved
 ///      40  node instance, random at creation                  u64
@@ -64,6 +64,9 @@ public struct Superblock: Sendable, Hashable {
     public var completeThrough: Seq?
     /// A resynchronisation is going on: the plain files are a mixture, this node cannot be promoted.
     public var isIncomplete = false
+    /// Incomplete only because the plain files that were found do not belong to this journal. As long as they do not say
+    /// that they do, and the journal has not begun anew, the right ones make the copy complete again.
+    public var isMisfit = false
     /// Nothing was ever acknowledged of this log that was not on the disk of every in-sync node by then: whatever is not
     /// here after a crash, nobody was told of. Not the mode of the configuration, which may have changed since, and not of
     /// this node alone: it depends on who served.
@@ -183,7 +186,7 @@ extension Superblock {
         writer.put(Superblock.magic)
         writer.put(Superblock.version)
         writer.put(UInt16(copy))
-        writer.put(UInt32((completeThrough == nil ? 0 : 1) | (isIncomplete ? 2 : 0) | (isStrict ? 4 : 0)))
+        writer.put(UInt32((completeThrough == nil ? 0 : 1) | (isIncomplete ? 2 : 0) | (isStrict ? 4 : 0) | (isMisfit ? 8 : 0)))
         writer.put(mirror)
         writer.put(node)
         writer.pad(to: 8)
@@ -253,9 +256,10 @@ extension Superblock {
             let found = try reader.get(UInt16.self)
             guard Int(found) == copy else { throw Fault.impossible("copy \(found) in the place of copy \(copy)") }
             let flags = try reader.get(UInt32.self)
-            guard flags & ~7 == 0 else { throw Fault.impossible("unknown flags \(flags)") }
+            guard flags & ~15 == 0 else { throw Fault.impossible("unknown flags \(flags)") }
             isIncomplete = flags & 2 != 0
             isStrict = flags & 4 != 0
+            isMisfit = flags & 8 != 0
             mirror = try reader.getMirrorID()
             node = try reader.getNodeID()
             try reader.skip(7)

@@ -57,20 +57,17 @@ extension DataPlane {
         let found = journal.report
         logger.notice("journal: \(found)")
         let tree = try openTree(configuration, logger: logger)
-        var incomplete = found.isIncomplete
         var damage: String?
         if journal.isDamaged {
-            incomplete = true
             damage =
                 "journal \(path) is damaged; records in doubt: "
                 + found.doubts.prefix(5).map(\.description).joined(separator: "; ")
                 + (found.doubts.count > 5 ? "; and more, see `lockstep-dump --verify \(path)`" : "")
         }
         let check = try checkCopy(journal, tree, configuration, node: node, logger: logger)
-        if let misfit = check.misfit {
-            incomplete = true
-            damage = damage ?? misfit
-        }
+        damage = damage ?? check.misfit
+        // As it is known now: a misfit has been noted, or the right files are back.
+        let incomplete = journal.isIncomplete || journal.isDamaged
         let debtFile = DebtFile(path: StateFiles.dirty(configuration), mirror: mirror, node: node)
         let opened = try openLog(
             journal, tree, marked: check.point, isIncomplete: incomplete, isUsable: damage == nil, debtFile,
@@ -137,14 +134,20 @@ extension DataPlane {
             instance: journal.instance, checkpoint: journal.checkpointSeq, last: journal.lastSeq,
             incarnation: found.superblock.incarnation.rawValue, isDamaged: journal.isDamaged)
         let verdict = CopyCheck.verdict(try tree.marker(), side) { journal.chain(at: $0) }
-        if case .fits(let point) = verdict { return (point, nil) }
+        if case .fits(let point) = verdict {
+            if journal.isMisfit, !journal.isDamaged {
+                logger.notice("\(configuration.backing) is the right disk again: this copy counts as before")
+                try journal.endMisfitNow()
+            }
+            return (point, nil)
+        }
         let words = verdict.words(
             backing: configuration.backing, journal: StateFiles.journal(configuration),
             other: configuration.node(node.peer).name)
         logger.critical("\(words)")
         // Nor does the table of their handles.
         try tree.rebuildTable()
-        if !journal.isIncomplete || journal.resyncNumber != 0 { try journal.setIncompleteNow() }
+        if !journal.isIncomplete || journal.resyncNumber != 0 { try journal.setMisfitNow() }
         return (nil, words)
     }
 

@@ -177,6 +177,70 @@ extension TestNode {
         try IdentityTests.expectCompared(pair, words: "belongs to another journal")
     }
 
+    /// Two volumes mounted in each other's place, as after a change of cables: `b` finds the clone of the other node's files
+    /// once. Its own lie aside, as they were.
+    private static func misfitOnce(_ pair: Pair) throws -> (own: String, clone: String) {
+        _ = try aged(pair, cleanly: false)
+        let (own, clone) = (pair.scratch.path + "/own", pair.scratch.path + "/clone")
+        pair.a.keep(files: clone)
+        try #require(rename(pair.b.configuration.backing, own) == 0)
+        try #require(rename(clone, pair.b.configuration.backing) == 0)
+        pair.b.expectsMisfit = true
+        try pair.b.start()
+        #expect(pair.b.call { $0.link.isIncomplete && $0.journal.superblock.isMisfit })
+        return (own, clone)
+    }
+
+    /// The copy is whole, and may be the only one: it must not take the other node to say so.
+    @Test func failure18TheRightFilesAreBackAndTheCopyCountsAgain() throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        let (own, clone) = try IdentityTests.misfitOnce(pair)
+        let b = pair.b
+        let life = b.call { $0.journal.incarnation.base }
+        // For a while, and from one start to the next.
+        usleep(UInt32(DataPlane.checkpointIdleMilliseconds + 1000) * 1000)
+        b.stop()
+        try b.start()
+        b.stop()
+        try #require(rename(b.configuration.backing, clone) == 0 && rename(own, b.configuration.backing) == 0)
+        b.expectsMisfit = false
+        try b.start()
+        #expect(b.damage == nil)
+        #expect(b.call { !$0.link.isIncomplete && !$0.journal.superblock.isIncomplete && !$0.journal.isMisfit })
+        let file = pair.a.create("while the files were elsewhere")
+        pair.connect()
+        pair.a.waitForSync(pair.a.write(file, noise(1000, 3), at: 0))
+        pair.settle()
+        // It was caught up with: a comparison would have begun the journal anew.
+        #expect(b.call { $0.journal.incarnation.base } == life)
+        #expect(pair.differences() == [])
+    }
+
+    /// The wrong files are about to become the journal's own, and the power goes: they fit from then on, at a record that
+    /// both logs have, and must not be taken for the right ones.
+    @Test func failure18FilesThatBecomeTheJournalsOwnAreNotTakenForTheRightOnes() throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        _ = try IdentityTests.misfitOnce(pair)
+        let begun = Flag()
+        pair.b.call { plane in
+            plane.markBeginning(plane.journal.lastSeq, chain: plane.journal.chain(at: plane.journal.lastSeq) ?? 0) {
+                begun.set()
+            }
+        }
+        while !begun.isSet { usleep(1000) }
+        pair.b.stop()
+        pair.b.expectsMisfit = false
+        try pair.b.start()
+        #expect(pair.b.call { $0.markedPoint != nil && $0.link.isIncomplete && $0.journal.superblock.isIncomplete })
+        pair.connect()
+        pair.a.wait("compares") { $0.link.stage == .comparing }
+        #expect(!pair.b.isMerged)
+        pair.goAlone(pair.a, epoch: 3)
+        pair.admit(to: pair.a, epoch: 3)
+        pair.settle()
+        #expect(pair.differences() == [])
+    }
+
     @Test func failure18FilesWithoutAMarkerAreNoticedAndCompared() throws {
         let pair = try Pair.inSync(IdentityTests.fill)
         _ = try IdentityTests.aged(pair, cleanly: false)
