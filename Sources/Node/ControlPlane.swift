@@ -88,7 +88,8 @@ final class ControlPlane {
 
     // Set by the node.
     var onRole: ((RoleState) -> Void)?
-    var onDataStandsStill: (() -> Void)?
+    /// The process is to end without the data thread.
+    var onEnd: (() -> Void)?
     /// The voter has an identity now: the data plane can be made.
     var onSeeded: ((AcceptorState) -> Void)?
 
@@ -214,6 +215,7 @@ final class ControlPlane {
             damage = nil
         case .heldBack(let text): heldBack = text ?? ""
         case .full(let text): full = text ?? ""
+        case .disksAnswer: disksAnswerAgain()
         }
     }
 

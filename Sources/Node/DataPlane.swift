@@ -25,6 +25,8 @@ enum DataReport: Sendable {
     case heldBack(String?)
     /// A record waits for room in the plain files; nil: none does.
     case full(String?)
+    /// Both disks of a node that is broken because one of them hung have answered for long enough. Said repeatedly.
+    case disksAnswer
 }
 
 /// The data side of one mirror on one node: log, peer link, plain files and the directory the application sees, put
@@ -119,6 +121,8 @@ final class DataPlane {
     private var lookedForMountAt: UInt64 = 0
     private var isLookingForMount = false
     private(set) var isBroken = false
+    /// As long as it is broken for nothing but a disk that hung.
+    var recovery: DiskRecovery?
     /// A record that waits for room in the plain files.
     var fullAt: Seq?
     var fullError: TreeError?
@@ -730,13 +734,23 @@ final class DataPlane {
     }
 
     func failed(_ failure: MirrorFailure) {
-        guard !isBroken else { return }
+        guard !isBroken else { return failedLate("\(failure)") }
         isBroken = true
+        if case .hangs = failure { recovery = DiskRecovery() }
         logger.critical("\(failure)")
         report(.broken("\(failure)"))
         report(.member(.ownDiskFailed))
         // A follower that went on acknowledging would stay in sync with a copy that cannot be used.
         link.shutDown("this node's disk failed: \(failure)")
+    }
+
+    /// A disk that hung and then gives an error is a disk that gives an error: whoever begins anew with it would do so
+    /// for ever.
+    func failedLate(_ text: String) {
+        guard recovery != nil else { return }
+        recovery = nil
+        logger.critical("\(text)")
+        report(.broken(text))
     }
 }
 

@@ -1,6 +1,7 @@
 import Format
 import Foundation
 import Glibc
+import Logging
 import Quorum
 import Ring
 
@@ -17,6 +18,9 @@ struct DataThreadWatch {
     static let looksMaximumAfterLoss = 120
     /// For a directory that is to be closed here. Nobody waits for it, but this node would never come back by itself.
     static let looksMaximumClosing = 120
+    /// For a node that the recorded set does not have. Nobody waits for it either, so it gets the same time: more than
+    /// a call takes that still comes to an end.
+    static let looksMaximumOutside = 120
 
     /// Since it was asked and has not answered, this one included.
     private var looks = 0
@@ -25,27 +29,54 @@ struct DataThreadWatch {
     private var seen: Incarnation?
     private var witnessed: Incarnation?
 
+    /// What depends on the thread.
+    enum Stand: Equatable {
+        /// The service, which the other node could take over.
+        case serves
+        /// That the directory is closed here.
+        case isClosing
+        /// That this node comes back: the other one is recorded as the only one in sync.
+        case isOutside
+        /// This process's memory, which may have what was acknowledged: a standby in sync, or nobody knows.
+        case isNeeded
+
+        init(_ role: RoleState?, node: NodeID, isClosing: Bool) {
+            let leads = role?.role == .primary || role?.reason == .opening
+            self =
+                if isClosing {
+                    .isClosing
+                } else if leads {
+                    role?.decision?.inSync == .both ? .serves : .isNeeded
+                } else {
+                    role?.isRecordedWithout(node) == true ? .isOutside : .isNeeded
+                }
+        }
+    }
+
     enum Verdict: Equatable {
         case ask, wait
         case standsStill(looks: Int)
     }
 
-    /// - Parameters:
-    ///   - serves: or is about to.
-    ///   - peer: the process that could take over; nil: none.
-    mutating func look(serves: Bool, isClosing: Bool, peer: Incarnation?) -> Verdict {
-        closingLooks = isClosing && peer != nil ? closingLooks + 1 : 0
+    /// - Parameter peer: the process that could take over; nil: none.
+    mutating func look(_ stand: Stand, peer: Incarnation?) -> Verdict {
+        closingLooks = stand == .isClosing && peer != nil ? closingLooks + 1 : 0
         if closingLooks > DataThreadWatch.looksMaximumClosing { return .standsStill(looks: closingLooks) }
-        guard serves, let peer else {
+        guard stand == .serves || stand == .isOutside, let peer else {
             looks = 0
             return .wait
         }
         seen = peer
         looks += 1
         if looks == 1 { return .ask }
-        let isSame = witnessed == nil || witnessed == peer
-        let limit = isSame ? DataThreadWatch.looksMaximum : DataThreadWatch.looksMaximumAfterLoss
+        let limit = limit(stand, peer)
         return looks > limit ? .standsStill(looks: limit) : .wait
+    }
+
+    private func limit(_ stand: Stand, _ peer: Incarnation) -> Int {
+        if stand == .isOutside { return DataThreadWatch.looksMaximumOutside }
+        let isSame = witnessed == nil || witnessed == peer
+        return isSame ? DataThreadWatch.looksMaximum : DataThreadWatch.looksMaximumAfterLoss
     }
 
     mutating func answered() {
@@ -58,12 +89,15 @@ extension ControlPlane {
     /// The thread that should close the directory is the one that stands still. So the process ends: its leases run out,
     /// the other node takes over, and the next process comes back like any other. Alone it waits, because nobody could do
     /// better, and what only its memory has would be lost.
+    ///
+    /// So does a standby that was removed from the set because its thread stands still: nothing else brings it back.
+    /// As long as it is in the set it stays: if the other node dies, what was acknowledged from two memories may be in
+    /// this one alone. Outside, nothing is lost by ending, whichever process dies next: the other node had everything
+    /// on its disk before it went alone. A lost message only delays the news: each status has the decision.
     func watchDataThread() {
         guard let data, !isEnding else { return }
-        let leads = role?.role == .primary || role?.reason == .opening
         let verdict = dataWatch.look(
-            serves: leads && role?.decision?.inSync == .both, isClosing: isClosing,
-            peer: member.presentPeer(now: reactor.now))
+            DataThreadWatch.Stand(role, node: node, isClosing: isClosing), peer: member.presentPeer(now: reactor.now))
         switch verdict {
         case .wait: break
         case .ask:
@@ -71,14 +105,20 @@ extension ControlPlane {
             let bound = ThreadBound(self)
             data.order { _ in _ = handle.post { bound.value.dataWatch.answered() } }
         case .standsStill(let looks):
-            isEnding = true
-            onDataStandsStill?()
-            logger.critical(
+            end(
                 """
                 the thread that carries the data has stood still for \(looks) s while the other node is there: this \
-                process ends, so that the other node takes over. Look for hanging disks or for faults of the kernel (dmesg)
+                process ends, so that the other node takes over, or has it back. Look for hanging disks or for faults \
+                of the kernel (dmesg)
                 """)
         }
+    }
+
+    /// Nothing may hold that up, the log included.
+    func end(_ why: Logger.Message) {
+        isEnding = true
+        onEnd?()
+        logger.critical(why)
     }
 }
 

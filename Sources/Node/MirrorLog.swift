@@ -659,7 +659,7 @@ enum MirrorFailure: Error, CustomStringConvertible {
         case .protocolViolation(let text): text
         case .hangs(let path, let seconds):
             "the disk of \(path) hangs: it has done nothing for \(seconds) s, and the other node has everything. Mend the "
-                + "disk, then start this node again"
+                + "disk: when it has answered for half a minute and the other node serves alone, this node begins anew"
         }
     }
 }

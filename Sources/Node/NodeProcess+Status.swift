@@ -224,7 +224,8 @@ enum RoleText {
         case .handedOver: return "has handed over; the other node is about to serve"
         case .byAdministrator: return "stopped by an administrator; `lockstep start` brings it back"
         case .ownDiskFailed:
-            return "its journal or its files failed: see `problem`, mend the disk, then restart lockstepd"
+            return "its journal or its files failed: see `problem`, mend the disk, then restart lockstepd (after a "
+                + "hang it ends by itself)"
         }
     }
 }

@@ -236,7 +236,7 @@ public final class NodeProcess: @unchecked Sendable {
                         onCheckFailed: { text in box.value.control.applicationFailed(text) })
                     control.service = service
                     control.onRole = { role in box.value.roleChanged(role) }
-                    control.onDataStandsStill = { box.value.endWithoutData() }
+                    control.onEnd = { box.value.endWithoutData() }
                     control.onSeeded = { state in box.value.seeded(state) }
                     if summary != nil { control.attach(orders) }
                     control.start(

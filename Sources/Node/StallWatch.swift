@@ -92,7 +92,11 @@ extension DataPlane {
     func watchDisks() {
         let elapsed = min(reactor.now - lookedAtDisksAt, DataPlane.diskLookNanoseconds)
         lookedAtDisksAt = reactor.now
-        guard !isBroken, inSyncNow == .both, !link.isSilent else { return }
+        guard !isBroken else {
+            diskClock += elapsed
+            return watchRecovery()
+        }
+        guard inSyncNow == .both, !link.isSilent else { return }
         diskClock += elapsed
         let now = diskClock
         if isJournalBehind(now) {
@@ -124,29 +128,39 @@ extension DataPlane {
 
     /// Both are asked: a thread that waits does not tell for which of them.
     private func askDisks(_ now: UInt64) {
-        let call = workers.oldestStart.map { reactor.now > $0 ? reactor.now - $0 : 0 } ?? 0
+        let call = waited(since: workers.oldestStart)
         let isSuspect = max(call, filesWatch.stood(at: now)) > DiskQuestion.pauseNanoseconds
         switch journalQuestion.look(isSuspect: isSuspect, progress: journal.writesEnded, at: now) {
         case .nothing: break
         case .hangs:
             return failed(.hangs("\(StateFiles.journal(configuration))", seconds: DataPlane.journalStallSeconds))
-        case .ask:
-            journal.askDisk { [weak self] in
-                guard let self else { return }
-                journalQuestion.answer(at: diskClock)
-            }
+        case .ask: askJournal { $0.journalQuestion.answer(at: $0.diskClock) }
         }
         switch filesQuestion.look(isSuspect: isSuspect, at: now) {
         case .nothing: break
         case .hangs: failed(.hangs(configuration.backing, seconds: DataPlane.filesStallSeconds))
-        case .ask:
-            let tree = tree
-            let handle = reactor.handle
-            let bound = ThreadBound(self)
-            questions.submit {
-                tree.askDisk()
-                _ = handle.post { bound.value.filesQuestion.answer(at: bound.value.diskClock) }
-            }
+        case .ask: askFiles { plane, _ in plane.filesQuestion.answer(at: plane.diskClock) }
+        }
+    }
+
+    /// For how long a call has been under way, in nanoseconds.
+    func waited(since start: UInt64?) -> UInt64 { start.map { reactor.now > $0 ? reactor.now - $0 : 0 } ?? 0 }
+
+    func askJournal(_ answered: @escaping (DataPlane) -> Void) {
+        journal.askDisk { [weak self] in
+            guard let self else { return }
+            answered(self)
+        }
+    }
+
+    /// - Parameter answered: with whether it was no error.
+    func askFiles(_ answered: @escaping @Sendable (DataPlane, Bool) -> Void) {
+        let tree = tree
+        let handle = reactor.handle
+        let bound = ThreadBound(self)
+        questions.submit {
+            let isWell = tree.askDisk()
+            _ = handle.post { answered(bound.value, isWell) }
         }
     }
 }

@@ -96,6 +96,8 @@ public final class Applier {
     public var lowWatermark: Seq { schedule.lowWatermark }
     /// Records handed in and not applied.
     public var backlog: Int { schedule.unfinished }
+    /// When its call began that has been under way for longest, on the boot clock in nanoseconds; nil: none is.
+    public var oldestStart: UInt64? { pool.oldestStart }
 
     /// Finishes what was handed out and ends its threads: nothing touches the files any more. After the data thread's end.
     public func shutdown() { pool.shutdown() }

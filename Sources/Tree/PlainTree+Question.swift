@@ -13,16 +13,23 @@ extension PlainTree {
     /// found by those who use the files. Where a write hangs, or the file system was frozen, it does not return.
     ///
     /// The block is there since the tree was opened: to write it again needs no room, and waits for no other file's data.
-    public func askDisk() {
-        guard let own = try? PlainTree.directory(PlainTree.ownName, in: root.rawValue, creating: false) else { return }
+    ///
+    /// - Returns: whether it answered without an error.
+    @discardableResult
+    public func askDisk() -> Bool {
+        guard let own = try? PlainTree.directory(PlainTree.ownName, in: root.rawValue, creating: false) else {
+            return false
+        }
         let flags = O_RDWR | CLINUX_O_DIRECT | CLINUX_O_DSYNC
         let present = try? System.openIfPresent(own.rawValue, PlainTree.questionName, flags)
         guard let file = present ?? (try? System.open(own.rawValue, PlainTree.questionName, flags | O_CREAT)) else {
-            return
+            return false
         }
         let block = AlignedBuffer(byteCount: PlainTree.questionBytes)
         let space = unsafe block.slice(0, PlainTree.questionBytes)
-        guard unsafe clinux_pwrite(file.rawValue, space.baseAddress!, space.count, 0) == space.count else { return }
-        _ = unsafe clinux_pread(file.rawValue, space.baseAddress!, space.count, 0)
+        guard unsafe clinux_pwrite(file.rawValue, space.baseAddress!, space.count, 0) == space.count else {
+            return false
+        }
+        return unsafe clinux_pread(file.rawValue, space.baseAddress!, space.count, 0) == space.count
     }
 }

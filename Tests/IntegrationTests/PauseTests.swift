@@ -98,6 +98,28 @@ extension WholeSystem {
             }
         }
 
+        /// The same on the standby: the other node goes on alone, and the process ends. The next one comes back.
+        @Test func failure24AStandbyWhoseDataThreadStandsStillEndsWhenItHasLeftTheSet() throws {
+            try Harness.withRooms(configure: Small.configuration) { cluster in
+                let trap = try Trap(directory: cluster.building.directory)
+                try cluster.start { $0 === cluster.beta.room ? trap.environment : [:] }
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                try trap.close()
+                let daemon = try #require(cluster.daemon(cluster.beta))
+                try cluster.waitFor(cluster.alpha, "goes on alone") { $0.role == "ALONE" }
+                let alone = bootSeconds()
+                try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
+                try #require(daemon.waitForEnd(within: 180) == 1)
+                try #require(bootSeconds() - alone > 115, "it had no time to come to an end")
+                try #require(daemon.logTail().contains("has stood still for 120 s"))
+                try trap.open()
+                try cluster.startDaemon(cluster.beta)
+                try cluster.waitFor(cluster.beta, "stands by") { $0.role == "SECOND" && $0.isInSync }
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
         /// The clock of this machine must not be set, and namespaces do not cover CLOCK_REALTIME. So each daemon gets a wall
         /// clock of its own from a library that stands before the C library (`clock_gettime`, `gettimeofday`, `time`) and
         /// adds an offset that the test changes while they run. Swift's and Foundation's clocks go through these functions;
@@ -150,7 +172,8 @@ extension WholeSystem {
     }
 }
 
-/// A library that stands before the C library, and stops the data thread at its next request of the application.
+/// A library that stands before the C library, and stops the data thread at its next read, of a request of the
+/// application or from the other node.
 private struct Trap {
     private let directory: String
     private var library: String { directory + "/trap.so" }
@@ -164,13 +187,16 @@ private struct Trap {
             #define _GNU_SOURCE
             #include <dlfcn.h>
             #include <stdlib.h>
+            #include <string.h>
+            #include <sys/prctl.h>
             #include <sys/uio.h>
             #include <unistd.h>
             ssize_t readv(int file, const struct iovec *pieces, int count) {
                 static ssize_t (*real)(int, const struct iovec *, int);
                 if (!real) real = (ssize_t(*)(int, const struct iovec *, int))dlsym(RTLD_NEXT, "readv");
-                int isFuse = count == 2 && pieces[0].iov_len == 80;
-                while (isFuse && access(getenv("TRAP"), F_OK) == 0) usleep(10000);
+                char thread[16] = "";
+                prctl(PR_GET_NAME, thread);
+                while (strcmp(thread, "data") == 0 && access(getenv("TRAP"), F_OK) == 0) usleep(10000);
                 return real(file, pieces, count);
             }
 

@@ -154,6 +154,7 @@ final class TestNode: @unchecked Sendable {
     /// The next start shall find that journal and files do not belong together. In all other tests that is a false alarm.
     var expectsMisfit = false
     private let failures = Mutex(0)
+    private let answers = Mutex(0)
 
     init(_ id: NodeID, _ configuration: MirrorConfiguration, _ mirror: MirrorID, mounted: Bool) {
         self.mounted = mounted
@@ -169,6 +170,8 @@ final class TestNode: @unchecked Sendable {
     /// How often this node has said that the other one cannot take part.
     var peerFailures: Int { failures.withLock { $0 } }
     var problems: [String] { reports.withLock { $0 } }
+    /// How often this node has said that its disks, one of which hung, answer again.
+    var recoveries: Int { answers.withLock { $0 } }
 
     func start() throws {
         caughtUp.withLock { $0 = false }
@@ -183,6 +186,7 @@ final class TestNode: @unchecked Sendable {
                 case .member(.peerSilent(.failed)): failures.withLock { $0 += 1 }
                 case .member(.merged): merged.withLock { $0 = true }
                 case .broken(let text): reports.withLock { $0.append(text) }
+                case .disksAnswer: answers.withLock { $0 += 1 }
                 default: return
                 }
             }

@@ -5,6 +5,7 @@ import Testing
 
 @testable import Journal
 @testable import Node
+@testable import Quorum
 @testable import Tree
 
 @Suite struct StallWatchTests {
@@ -65,8 +66,8 @@ import Testing
         var watch = DataThreadWatch()
         var verdicts: [DataThreadWatch.Verdict] = []
         let (first, second) = (Format.Incarnation(birth: 1, session: 1), Format.Incarnation(birth: 1, session: 2))
-        func look(_ peer: Format.Incarnation?, closing: Bool = false, times: Int = 1) {
-            for _ in 0..<times { verdicts.append(watch.look(serves: !closing, isClosing: closing, peer: peer)) }
+        func look(_ peer: Format.Incarnation?, _ stand: DataThreadWatch.Stand = .serves, times: Int = 1) {
+            for _ in 0..<times { verdicts.append(watch.look(stand, peer: peer)) }
         }
         func ends() -> Bool { verdicts.contains { if case .standsStill = $0 { true } else { false } } }
         // It answers each time.
@@ -87,12 +88,108 @@ import Testing
         #expect(!ends())
         look(second)
         #expect(verdicts.last == .standsStill(looks: 20))
+        for stand in [DataThreadWatch.Stand.isClosing, .isOutside] {
+            watch.answered()
+            verdicts = []
+            look(second, stand, times: 120)
+            #expect(!ends(), "\(stand)")
+            look(second, stand)
+            #expect(ends(), "\(stand)")
+        }
+        // In sync, or the other node is away: its memory may be the only one.
         watch.answered()
         verdicts = []
-        look(second, closing: true, times: 120)
+        look(second, .isNeeded, times: 300)
+        look(nil, .isOutside, times: 300)
         #expect(!ends())
-        look(second, closing: true)
-        #expect(ends())
+        // It answers, as a standby too.
+        for _ in 0..<300 {
+            look(second, .isOutside)
+            watch.answered()
+        }
+        #expect(!ends())
+    }
+
+    @Test func failure24OnlyOfANodeThatIsRecordedAsOutsideNothingDependsOnItsMemory() {
+        func stand(
+            _ role: Role, _ reason: RoleReason = .none, primary: NodeID = .b, inSync: NodeSet?, closing: Bool = false
+        ) -> DataThreadWatch.Stand {
+            let decision = inSync.map {
+                Decision(sequence: 7, epoch: Epoch(rawValue: 3), primary: primary, inSync: $0)
+            }
+            let state = RoleState(role: role, reason: reason, since: 0, decision: decision, inDoubt: [])
+            #expect(state.isRecordedWithout(.a) == (inSync == .b))
+            return DataThreadWatch.Stand(state, node: .a, isClosing: closing)
+        }
+        #expect(stand(.primary, primary: .a, inSync: .both) == .serves)
+        #expect(stand(.wait, .opening, primary: .a, inSync: .both) == .serves)
+        // Alone: nobody could do better.
+        #expect(stand(.alone, primary: .a, inSync: .a) == .isNeeded)
+        #expect(stand(.wait, .opening, primary: .a, inSync: .a) == .isNeeded)
+        #expect(stand(.secondary, inSync: .both) == .isNeeded)
+        #expect(stand(.wait, .catchingUp, inSync: .both) == .isNeeded)
+        #expect(stand(.wait, .asking, inSync: nil) == .isNeeded)
+        #expect(stand(.wait, .catchingUp, inSync: .b) == .isOutside)
+        #expect(stand(.stop, .ownDiskFailed, inSync: .b) == .isOutside)
+        #expect(stand(.stop, .ownDiskFailed, inSync: .both) == .isNeeded)
+        #expect(stand(.wait, .draining, inSync: .b, closing: true) == .isClosing)
+        #expect(DataThreadWatch.Stand(nil, node: .a, isClosing: false) == .isNeeded)
+    }
+
+    @Test func failure24OnlyDisksThatAnswerForHalfAMinuteAreWellAgain() {
+        var recovery = DiskRecovery()
+        var (time, asked) = (2, 0)
+        /// - Returns: whether they were well again within these seconds.
+        func pass(_ seconds: Int, isAtRest: Bool = true, answers: Int = 2) -> Bool {
+            var isWell = false
+            for _ in 0..<seconds {
+                time += 1
+                guard recovery.look(isAtRest: isAtRest, at: UInt64(time) * second) else { continue }
+                asked += 1
+                for _ in 0..<answers { isWell = recovery.answer(at: UInt64(time) * second) }
+            }
+            return isWell
+        }
+        #expect(!pass(28))
+        #expect(pass(2))
+        // It is said again, as long as nobody does anything about it.
+        #expect(pass(10) && asked == 20)
+        // Something stands: all is counted anew.
+        #expect(!pass(40, isAtRest: false))
+        #expect(!pass(28))
+        // One of the two gives no answer; it is asked no more, and what was answered before counts no more.
+        #expect(!pass(40, answers: 1))
+        let before = asked
+        #expect(!pass(40))
+        #expect(asked == before)
+        let isWell = recovery.answer(at: UInt64(time) * second)
+        #expect(!isWell)
+        #expect(!pass(27))
+        #expect(pass(3))
+    }
+
+    /// The disk answers again: that is said, but not before it does. Where it gives an error later, it never is.
+    @Test(arguments: [false, true])
+    func failure24ADiskThatHungAndAnswersAgainIsToldUnlessItGivesAnError(failsLate: Bool) throws {
+        let pair = try quietPair()
+        let isReleased = Flag()
+        pair.a.call { [second] plane in
+            plane.filesQuestion.limit = second
+            plane.questions.submit { while !isReleased.isSet { usleep(1000) } }
+            plane.workers.submit { while !isReleased.isSet { usleep(1000) } }
+        }
+        for _ in 0..<300 where pair.a.problems.isEmpty { usleep(100_000) }
+        try #require(pair.a.problems.count == 1)
+        pair.a.call { $0.recovery?.roundsWanted = 2 }
+        func look(_ seconds: Int) { for _ in 0..<(seconds * 10) where pair.a.recoveries == 0 { usleep(100_000) } }
+        pair.a.call { $0.close(.ownDiskFailed) }
+        look(8)
+        #expect(pair.a.recoveries == 0, "it hangs")
+        isReleased.set()
+        if failsLate { pair.a.call { $0.failed(.apply($0.log.applied.next, "input/output error")) } }
+        look(failsLate ? 8 : 60)
+        #expect((pair.a.recoveries > 0) == !failsLate)
+        #expect(pair.a.problems.count == (failsLate ? 2 : 1))
     }
 
     /// Something is read, nothing is written: the other node has nothing to be ahead with. While its disks answer, a call
