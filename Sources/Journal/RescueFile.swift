@@ -172,6 +172,8 @@ public struct RescueWriter: Sendable {
 
     private struct Found {
         var locations: [BatchLocation] = []
+        /// Where those of them lie whose bytes are as they were written.
+        var whole: Set<Int> = []
         /// Behind them: never in the journal.
         var queued: [Batch] = []
         var incarnation: UInt64
@@ -208,9 +210,12 @@ public struct RescueWriter: Sendable {
             lastSaved: found.last ?? .zero, batches: UInt32(found.count),
             missing: UInt32(found.missing.count), savedAt: now, byteLength: UInt64(found.bytes))
         if let there = try existing(path) {
-            guard there.common <= common, there.batches >= header.batches else {
-                throw JournalError(.exists, "\(path) exists and holds something else: move it away")
+            guard there.common <= common, there.batches >= header.batches, there.missing <= header.missing else {
+                throw JournalError(.exists, "\(path) exists and holds something else, or less: move it away")
             }
+            // The process may have died, or the disk have failed, before it was all on the disk.
+            try flush(path)
+            try flushNames()
             return RescueResult(path: path, header: there, missing: found.missing, wasThere: true)
         }
         try prepareDirectory(bytes: UInt64(found.bytes))
@@ -235,7 +240,14 @@ public struct RescueWriter: Sendable {
                 if location.firstSeq > next {
                     note(next, location.firstSeq.previous, "no longer in the journal", &found)
                 }
-                found.locations.append(location)
+                // The map knows of it by its entry in the header ring: whether its bytes are whole, only they say.
+                let bytes = location.inspect(in: reader)
+                if case .intact = bytes {
+                    found.whole.insert(location.position)
+                } else {
+                    note(location.firstSeq, location.lastSeq, "damaged at journal offset \(location.position)", &found)
+                }
+                if bytes != nil { found.locations.append(location) }
                 next = max(next, location.lastSeq.next)
             case .damaged(let first, let through, let position):
                 guard through > common, first < firstQueued else { continue }
@@ -317,7 +329,8 @@ public struct RescueWriter: Sendable {
             defer { _ = clinux_close(descriptor) }
             var offset = RescueHeader.byteCount
             for location in found.locations {
-                try copy(location, reader, to: descriptor, at: offset, temporary)
+                let isWhole = found.whole.contains(location.position)
+                try copy(location, isWhole: isWhole, reader, to: descriptor, at: offset, temporary)
                 offset += location.length
             }
             for batch in found.queued {
@@ -332,6 +345,10 @@ public struct RescueWriter: Sendable {
             throw error
         }
         guard unsafe rename(temporary, path) == 0 else { throw JournalError.system(errno, "cannot rename", temporary) }
+        try flushNames()
+    }
+
+    private func flushNames() throws(JournalError) {
         try flush(directory)
         // The directory itself may be new.
         try flush(directory.split(separator: "/").dropLast().reduce("") { $0 + "/" + $1 })
@@ -339,17 +356,19 @@ public struct RescueWriter: Sendable {
 
     /// The bytes as they are, whole or damaged; only the head says where they lie now.
     private func copy(
-        _ location: BatchLocation, _ reader: JournalReader, to descriptor: Int32, at offset: Int, _ name: String
+        _ location: BatchLocation, isWhole: Bool, _ reader: JournalReader, to descriptor: Int32, at offset: Int,
+        _ name: String
     ) throws(JournalError) {
         var unreadable: [Int] = []
         let pages = reader.readPages(at: location.position, count: location.length, unreadable: &unreadable)
         guard var header = unsafe try? BatchHeader(decoding: pages.constBytes.prefix(BatchHeader.byteCount)),
-            header.chain == location.chain, header.diskLength == location.length
+            header.chain == location.chain, header.diskLength == location.length,
+            unreadable.isEmpty || !isWhole
         else {
             throw JournalError(
                 .damaged,
                 "journal \(reader.name), offset \(location.position): records \(location.firstSeq) to "
-                    + "\(location.lastSeq) cannot be saved: their head changed while it was read")
+                    + "\(location.lastSeq) cannot be saved: they could be read a moment ago")
         }
         header.position = UInt64(offset)
         unsafe pages.bytes.copyBytes(from: header.encoded())
@@ -382,10 +401,10 @@ public struct RescueWriter: Sendable {
         }
     }
 
-    private func flush(_ directory: String) throws(JournalError) {
-        let descriptor = unsafe clinux_open(directory, O_RDONLY | O_DIRECTORY, 0)
-        guard descriptor >= 0 else { throw JournalError.system(descriptor, "cannot open", directory) }
+    private func flush(_ path: String) throws(JournalError) {
+        let descriptor = unsafe clinux_open(path, O_RDONLY, 0)
+        guard descriptor >= 0 else { throw JournalError.system(descriptor, "cannot open", path) }
         defer { _ = clinux_close(descriptor) }
-        guard fsync(descriptor) == 0 else { throw JournalError.system(errno, "cannot flush", directory) }
+        guard fsync(descriptor) == 0 else { throw JournalError.system(errno, "cannot flush", path) }
     }
 }

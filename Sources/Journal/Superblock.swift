@@ -186,7 +186,8 @@ extension Superblock {
         writer.put(Superblock.magic)
         writer.put(Superblock.version)
         writer.put(UInt16(copy))
-        writer.put(UInt32((completeThrough == nil ? 0 : 1) | (isIncomplete ? 2 : 0) | (isStrict ? 4 : 0) | (isMisfit ? 8 : 0)))
+        let flags = [completeThrough != nil, isIncomplete, isStrict, isMisfit]
+        writer.put(flags.enumerated().reduce(UInt32(0)) { $0 | ($1.element ? 1 << UInt32($1.offset) : 0) })
         writer.put(mirror)
         writer.put(node)
         writer.pad(to: 8)

@@ -78,8 +78,12 @@ public enum NodePreparation {
     /// not there.
     public static func adopt(_ directory: String, _ configuration: MirrorConfiguration) throws {
         let backing = configuration.backing
+        // The link would be moved, and the files stay where whoever knows that place writes past the mirror.
+        let kind = try? FileManager.default.attributesOfItem(atPath: directory)[.type] as? FileAttributeType
+        guard kind != .typeSymbolicLink else {
+            throw StartError("\(directory) is a symbolic link: name the directory that it leads to")
+        }
         try makeDirectory((backing as NSString).deletingLastPathComponent)
-        unsafe rmdir(backing)
         guard unsafe rename(directory, backing) == 0 else {
             throw StartError(
                 unsafe "cannot move \(directory) to \(backing): \(String(cString: strerror(errno))). If it is another file "

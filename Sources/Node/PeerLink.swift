@@ -243,6 +243,8 @@ final class PeerLink {
     /// From now on this node sends: the other one has to cut to this log, which is then reported for `epoch`.
     func lead(in epoch: Epoch) {
         leadingEpoch = epoch
+        // What this node acknowledges from now on, nobody has allowed to give up.
+        rescue.isOver()
         log.standAside()
         announce()
     }

@@ -104,8 +104,13 @@ final class Verification {
 
     /// - Returns: nil, or why not.
     func stop() -> String? {
-        guard let run else { return "no verification runs" }
-        run.end("stopped by an administrator")
+        if let run {
+            run.end("stopped by an administrator")
+        } else if let waiting = memory.current {
+            conclude(waiting, "stopped by an administrator")
+        } else {
+            return "no verification runs"
+        }
         return nil
     }
 
@@ -115,7 +120,10 @@ final class Verification {
     func ended(_ run: VerifyRun, _ problem: String?) {
         guard run === self.run else { return }
         self.run = nil
-        let progress = run.progress
+        conclude(run.progress, problem)
+    }
+
+    private func conclude(_ progress: VerifyProgress, _ problem: String?) {
         memory.current = nil
         memory.findings = progress.findings
         memory.last = VerifySummary(
@@ -147,6 +155,10 @@ final class Verification {
             }
         } else if obstacle == nil {
             if let unfinished = memory.current {
+                // Of an earlier process. Which disk is the better one may not be what it was.
+                guard unfinished.options.prefer == nil else {
+                    return conclude(unfinished, "lockstepd was restarted: which node to prefer must be said again")
+                }
                 plane.logger.notice("verification goes on", metadata: ["position": "\(unfinished.position)"])
                 begin(unfinished)
             } else if now > checkedScheduleAt + 10_000_000_000 {

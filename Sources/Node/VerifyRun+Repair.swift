@@ -318,7 +318,11 @@ extension VerifyRun {
             var right: [UInt8]?
             switch piece.evidence.judge(place, mine: piece.mine, theirs: piece.theirs) {
             case .proved(let bytes): right = bytes
-            case .unproved: right = prefer.map { Array($0 == plane.node ? piece.mine[place] : piece.theirs[place]) }
+            case .unproved:
+                // What is proved of the block stays, whichever side the rest comes from.
+                right = prefer.map { node in
+                    Array(piece.evidence.correcting(node == plane.node ? piece.mine : piece.theirs)[place])
+                }
             }
             guard let right else {
                 piece.undecided.append(offset..<offset + UInt64(place.count))

@@ -31,6 +31,8 @@ final class VerifyTask {
     var bytes: UInt64 = 0
     /// Without their path.
     var findings: [VerifyFinding] = []
+    /// Those that found no room there: only counted.
+    var more = VerifyCounts()
     var path: String?
     var isPathAsked = false
 
@@ -529,6 +531,11 @@ final class VerifyRun {
             detail += "; names are repaired by `lockstep resync --full`"
         }
         let end = range.map { min($0.upperBound, max(task.size, $0.lowerBound + 1)) }
+        guard task.findings.count < VerifyLimits.findings else {
+            task.more.differences += 1
+            if state == .repaired { task.more.repaired += 1 }
+            return
+        }
         task.findings.append(
             VerifyFinding(
                 path: below.map { String(decoding: $0, as: UTF8.self) } ?? "", kind: kind, state: state,
@@ -580,7 +587,15 @@ final class VerifyRun {
             if progress.findings.count < VerifyLimits.findings { progress.findings.append(finding) }
             plane.logger.error("the two rooms differ: \(finding.text)")
         }
+        let more = onlyRepaired ? task.more.repaired : task.more.differences
+        if more > 0 {
+            progress.counts.differences += more
+            progress.counts.repaired += task.more.repaired
+            plane.logger.error(
+                "the two rooms differ: /\(task.path ?? "(file \(task.file))"): in \(more) more places or names")
+        }
         task.findings.removeAll()
+        task.more = VerifyCounts()
     }
 }
 

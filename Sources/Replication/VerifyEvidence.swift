@@ -19,25 +19,29 @@ public struct ContentEvidence: Sendable {
     }
 
     /// - Parameter payload: of a write or repair; asked for only when the record is about these bytes.
+    ///
+    /// An image says what a disk held, which may have been wrong; a record that the application made says what it must
+    /// hold, and an image is of what was in the files by then. So an image proves only bytes that nothing else does.
     public mutating func add(_ record: Record, payload: () -> [UInt8]) {
+        let isImage = record.isImage
         switch record.body {
         case .write(file, let start), .repair(file, let start):
             guard let place = overlap(start, start &+ UInt64(record.payload.length)) else { return }
             let payload = payload()
             let shift = Int(truncatingIfNeeded: Int64(bitPattern: offset &- start))
-            for index in place {
+            for index in place where !isImage || !known[index] {
                 bytes[index] = payload[index + shift]
                 known[index] = true
             }
         case .allocate(file, let mode, let start, let length) where mode & 0x12 != 0:
             // PUNCH_HOLE (2), ZERO_RANGE (16).
             let (end, overflow) = start.addingReportingOverflow(length)
-            zero(start, overflow ? .max : end)
+            zero(start, overflow ? .max : end, isImage)
         case .setAttributes(file, let mask, let attributes) where mask.contains(.size):
-            zero(attributes.size, .max)
-        case .imageFile(file, let attributes, _, _), .repairFile(file, let attributes, _):
-            zero(attributes.size, .max)
-        case .create(file, _, _, _, _, _): zero(0, .max)
+            zero(attributes.size, .max, isImage)
+        case .imageFile(file, let attributes, _, _): zero(attributes.size, .max, true)
+        case .repairFile(file, let attributes, _): zero(attributes.size, .max, false)
+        case .create(file, _, _, _, _, _): zero(0, .max, isImage)
         default: return
         }
     }
@@ -59,9 +63,9 @@ public struct ContentEvidence: Sendable {
         return low < high ? Int(low - offset)..<Int(high - offset) : nil
     }
 
-    private mutating func zero(_ start: UInt64, _ end: UInt64) {
+    private mutating func zero(_ start: UInt64, _ end: UInt64, _ isImage: Bool) {
         guard let place = overlap(start, end) else { return }
-        for index in place {
+        for index in place where !isImage || !known[index] {
             bytes[index] = 0
             known[index] = true
         }

@@ -173,6 +173,63 @@ import Testing
         #expect(try saved(pair.a).count == 1)
     }
 
+    /// A sector behind the checkpoint has rotted: recovery does not look there, and the plain files have the record until
+    /// the other node's are put in their place. So nothing is given up; what was saved then does not count as the whole.
+    @Test func failure34ADamagedRecordBehindTheCheckpointIsNotTakenForSaved() throws {
+        let (pair, common, last) = try stranded(writing: writeSome)
+        let a = pair.a
+        a.makeCheckpoint()
+        a.stop()
+        let map = try JournalMap(image: JournalReader(path: a.journalFile), mirror: nil)
+        let locations = map.segments.compactMap { segment in
+            if case .batch(let location) = segment, location.firstSeq > common, location.length > 4096 {
+                location
+            } else {
+                nil
+            }
+        }
+        let rotten = try #require(locations.first)
+        try #require(rotten.lastSeq < last)
+        // In its last page, which is payload.
+        let place = rotten.position + rotten.length - 100
+        flip(a.journalFile, place)
+        try a.start()
+        #expect(a.damage == nil)
+        pair.connect()
+        a.wait("held back") { $0.link.rescue.heldBack != nil }
+        let why = try #require(a.call { $0.link.rescue.heldBack })
+        #expect(why.contains("damaged at journal offset \(rotten.position)"), "\(why)")
+        #expect(a.call { $0.journal.lastSeq } == last)
+        #expect(try saved(a).map(\.header.missing) == [1])
+        // The disk is mended. The file of before is not what is in the journal now.
+        pair.cut()
+        a.stop()
+        flip(a.journalFile, place)
+        try a.start()
+        pair.connect()
+        a.wait("held back") { $0.link.rescue.heldBack != nil }
+        let file = try #require(RescueWriter.list(a.configuration.state + "/rescue").first)
+        #expect(a.call { $0.link.rescue.heldBack }?.contains("move it away") == true)
+        pair.cut()
+        a.stop()
+        try StateFile.remove(a.configuration.state + "/rescue/" + file)
+        try a.start()
+        pair.connect()
+        expectTheSame(pair)
+        let files = try saved(a)
+        try #require(files.count == 1)
+        expectAll(files[0], common, last)
+    }
+
+    private func flip(_ path: String, _ offset: Int) {
+        let fd = open(path, O_RDWR)
+        defer { close(fd) }
+        var byte: UInt8 = 0
+        #expect(pread(fd, &byte, 1, off_t(offset)) == 1)
+        byte ^= 0x40
+        #expect(pwrite(fd, &byte, 1, off_t(offset)) == 1 && fsync(fd) == 0)
+    }
+
     /// The end of the log waits for room in a full journal, which comes only with the cut: it is saved from memory.
     @Test func failure34WhatWaitsForRoomInAFullJournalIsSavedToo() throws {
         let pair = try Pair.inSync { root in put("\(root)/base", noise(1 << 20, 77)) }

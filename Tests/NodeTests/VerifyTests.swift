@@ -201,6 +201,16 @@ func bytes(_ path: String) -> [UInt8] {
         #expect(chosen.count == 1 && chosen.first?.state == .repaired)
         #expect(bytes(pair.path(pair.a, "old")) == before && bytes(pair.path(pair.b, "old")) == before)
         #expect(pair.differences() == [])
+        // In one block a byte that nothing proves, and a write that the journal has and the chosen disk has lost.
+        pair.a.waitForSync(pair.a.write(pair.a.file("old"), [1, 2, 3, 4], at: 50_010))
+        pair.settle()
+        put(pair.path(pair.a, "old"), [before[50_000] ^ 1], at: 50_000)
+        put(pair.path(pair.b, "old"), Array(before[50_010..<50_014]), at: 50_010)
+        for node in [pair.a, pair.b] { NodeTests.setTime(pair.path(node, "old"), 1_600_000_000) }
+        let mixed = pair.verify(VerifyOptions(repair: true, prefer: "b"))
+        #expect(mixed.count == 1 && mixed.first?.state == .repaired)
+        let right = before[..<50_010] + [1, 2, 3, 4] + before[50_014...]
+        for node in [pair.a, pair.b] { #expect(bytes(pair.path(node, "old")) == Array(right), "\(node.id)") }
     }
 
     @Test func attributesNamesAndSizesAreCompared() throws {

@@ -37,6 +37,25 @@ private func record(_ body: RecordBody, time: Int64 = 10, length: Int = 0) -> Re
         #expect(evidence.correcting([8, 8, 8, 8, 8, 8, 8, 8]) == [3, 6, 7, 8, 8, 8, 8, 8])
     }
 
+    /// An image is what a disk held when it was read; the disk may have been wrong.
+    @Test func anImageProvesOnlyWhatNoRecordOfTheApplicationDoes() {
+        var evidence = ContentEvidence(file: file, offset: 0, length: 6)
+        evidence.add(record(.write(file: file, offset: 1), length: 2)) { [1, 2] }
+        var image = record(.write(file: file, offset: 0), length: 4)
+        image.isImage = true
+        evidence.add(image) { [9, 9, 9, 9] }
+        #expect(evidence.bytes[..<4] == [9, 1, 2, 9])
+        evidence.add(
+            record(
+                .imageFile(
+                    file: file, attributes: FileAttributes(mode: 0o100644, uid: 0, gid: 0, size: 2), target: [],
+                    xattrs: []))
+        ) { [] }
+        #expect(evidence.bytes == [9, 1, 2, 9, 0, 0] && !evidence.known.contains(false))
+        evidence.add(record(.write(file: file, offset: 0), length: 1)) { [7] }
+        #expect(evidence.bytes[0] == 7)
+    }
+
     @Test func zerosAreProvedByHolesTruncationsAndBirth() {
         var evidence = ContentEvidence(file: file, offset: 0, length: 10)
         evidence.add(record(.allocate(file: file, mode: 3, offset: 2, length: 2))) { [] }

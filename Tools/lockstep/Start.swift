@@ -1,4 +1,5 @@
 import ArgumentParser
+import Node
 
 struct Start: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -25,12 +26,17 @@ struct Stop: ParsableCommand {
     func run() throws {
         _ = try call(.stop, options)
         let status = try wait(options, seconds: timeout) { $0.role == "STOP" }
+        print("\(status.node) has stopped; \(service(status))")
+    }
+
+    /// Where the service is now. The decision names the other node also while that is lost.
+    private func service(_ status: NodeStatus) -> String {
         let other = status.peer.name
-        let service =
-            status.primary == other
-            ? "\(other) serves"
-            : status.inSyncNodes.contains(other) ? "\(other) takes over" : "nobody serves: \(other) is not in sync"
-        print("\(status.node) has stopped; \(service)")
+        if status.primary == other {
+            return status.peer.connected ? "\(other) serves" : "\(other) is recorded as the one that serves"
+        }
+        return status.inSyncNodes.contains(other)
+            ? "\(other) is to take over: look at its status" : "nobody serves: \(other) is not in sync"
     }
 }
 
