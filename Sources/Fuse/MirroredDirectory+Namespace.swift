@@ -124,7 +124,8 @@ extension MirroredDirectory {
                     found.append(nil)
                 }
             }
-            if let added, found[added] == nil {
+            // What is refused for other reasons is told those.
+            if let added, found[added] == nil, !found.indices.contains(where: { $0 != added && found[$0] == nil }) {
                 try tree.checkRoom(for: names[added].1, in: names[added].0, limit: limit)
             }
             return found
@@ -397,7 +398,8 @@ extension MirroredDirectory {
             return answer(unique, errno: EINVAL)
         }
         let names = [(renaming.parent, renaming.name), (renaming.newParent, renaming.newName)]
-        begin(unique, [renaming.parent, renaming.newParent], also: others, names: names, added: 1) {
+        let added = renaming.isExchange ? nil : 1
+        begin(unique, [renaming.parent, renaming.newParent], also: others, names: names, added: added) {
             [self] holding, parents, found in
             guard let source = found[0] else { return fail(unique, ENOENT, holding) }
             if let errno = refusal(renaming, source, found[1]) { return fail(unique, errno, holding) }

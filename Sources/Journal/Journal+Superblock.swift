@@ -88,7 +88,7 @@ extension Journal {
             superblock.checkpointSeq = boundary.seq
             superblock.checkpointChain = boundary.chain
             superblock.checkpointEnd = layout.fileOffset(address)
-            precondition(!superblock.isMisfit, "a checkpoint of files that do not belong to the journal")
+            precondition(superblock.misfitLife == nil, "a checkpoint of files that do not belong to the journal")
             if isComplete { superblock.isIncomplete = false }
         } completion: { [self] in
             checkpointAddress = max(checkpointAddress, address)
@@ -106,7 +106,7 @@ extension Journal {
     /// Other plain files than the ones that belonged to this journal are about to become its own: from now on these alone
     /// count. CALL IT AND WAIT before they say that they do.
     public func forgetMisfit(completion: @escaping () -> Void) {
-        editSuperblock({ $0.isMisfit = false }, completion: completion)
+        editSuperblock({ $0.misfitLife = nil }, completion: completion)
     }
 
     /// Everything received is durable and nothing more will come: a start after this needs no wait for the other node.
@@ -266,7 +266,7 @@ extension Journal {
                 superblock.epochs = epochs
                 superblock.epochs.cut(to: seq)
                 superblock.isIncomplete = incomplete
-                superblock.isMisfit = false
+                superblock.misfitLife = nil
                 superblock.resyncNumber = resync
                 superblock.completeThrough = nil
             } completion: { [self] in

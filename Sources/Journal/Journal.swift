@@ -193,10 +193,12 @@ public final class Journal {
 
     /// The plain files do not belong to this journal: notes, on the disk, that this copy does not count. Blocking, before
     /// anything else happens to the journal, so that a crash right behind it forgets nothing.
-    public func setMisfitNow() throws(JournalError) {
+    ///
+    /// - Parameter life: of the journal as it was found, if it is the files that are wrong and not the journal: then the
+    ///   right ones end the misfit. A copy that a resynchronisation has left a mixture stays one, whatever files there are.
+    public func setMisfitNow(life: Incarnation?) throws(JournalError) {
         precondition(!superblockWriting && inFlight.isEmpty, "the journal is in use already")
-        // A copy that a resynchronisation has left a mixture stays one, whatever files there are.
-        wanted.isMisfit = wanted.isMisfit || !wanted.isIncomplete
+        wanted.misfitLife = wanted.isIncomplete ? nil : life
         wanted.isIncomplete = true
         wanted.resyncNumber = 0
         wanted.completeThrough = nil
@@ -205,14 +207,21 @@ public final class Journal {
 
     /// The plain files that belong to this journal are back: the copy counts again. Blocking, like `setMisfitNow`.
     public func endMisfitNow() throws(JournalError) {
-        precondition(!superblockWriting && inFlight.isEmpty && wanted.isMisfit, "no misfit to end")
-        wanted.isMisfit = false
+        precondition(!superblockWriting && inFlight.isEmpty && wanted.misfitLife != nil, "no misfit to end")
+        wanted.misfitLife = nil
         wanted.isIncomplete = false
         try writeSuperblockNow()
     }
 
-    /// Incomplete, and the right plain files would make it complete.
-    public var isMisfit: Bool { wanted.isMisfit }
+    /// As `forgetMisfit`, blocking.
+    public func forgetMisfitNow() throws(JournalError) {
+        precondition(!superblockWriting && inFlight.isEmpty, "the journal is in use already")
+        wanted.misfitLife = nil
+        try writeSuperblockNow()
+    }
+
+    /// Set: incomplete, and the plain files that belong to the journal as it was in that life would make it complete.
+    public var misfitLife: Incarnation? { wanted.misfitLife }
 
     /// The last record that was ever on this disk, readable or not.
     public var lastKnownSeq: Seq { max(lastSeq, damagedThrough ?? .zero, suspended.map(\.lastSeq).max() ?? .zero) }

@@ -216,7 +216,9 @@ public struct RescueWriter: Sendable {
             // The process may have died, or the disk have failed, before it was all on the disk.
             try flush(path)
             try flushNames()
-            return RescueResult(path: path, header: there, missing: found.missing, wasThere: true)
+            // Whole, whatever has become of the journal since.
+            let missing = there.missing == 0 ? [] : found.missing
+            return RescueResult(path: path, header: there, missing: missing, wasThere: true)
         }
         try prepareDirectory(bytes: UInt64(found.bytes))
         try write(found, header, reader, to: path)

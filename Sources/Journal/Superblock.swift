@@ -7,7 +7,7 @@ public import Format
 /// byte  0  magic "LSSUPER1"                                   u64
 ///       8  version (1)                                        u16
 ///      10  which copy this is, 0 to 3                         u16
-///      12  flags: 1 clean stop, 2 incomplete, 4 strict, 8 misfit  u32
+///      12  flags: 1 clean stop, 2 incomplete, 4 strict        u32
 ///      16  mirror id                                          16
 ///      32  node (0 = first in the configuration, 1 = second)  u8, 7 reserved
 ///      40  node instance, random at creation                  u64
@@ -31,7 +31,8 @@ public import Format
 ///     176  lone restarts, ever                                u32
 ///     180  forced promotions, ever                            u32
 ///     184  statements: 16 of {kind u8, 3 reserved, epoch u32, seq u64, time i64}
-///     568  reserved
+///     568  misfit: incarnation, 0: none                       u64
+///     576  reserved
 ///     960  epochs: 256 of {epoch u32, first seq u64}
 ///    4032  reserved
 ///    4092  CRC-32C of bytes 0 to 4091                         u32
@@ -44,6 +45,7 @@ public struct Superblock: Sendable, Hashable {
     public static let version: UInt16 = 1
     public static let epochLimit = 256
     public static let statementLimit = 16
+    static let misfitOffset = 568
     static let epochsOffset = 960
 
     public var mirror: MirrorID
@@ -65,8 +67,9 @@ public struct Superblock: Sendable, Hashable {
     /// A resynchronisation is going on: the plain files are a mixture, this node cannot be promoted.
     public var isIncomplete = false
     /// Incomplete only because the plain files that were found do not belong to this journal. As long as they do not say
-    /// that they do, and the journal has not begun anew, the right ones make the copy complete again.
-    public var isMisfit = false
+    /// that they do, and the journal has not begun anew, the right ones make the copy complete again. The incarnation is
+    /// that of the journal when they were found first: what the right ones say of it is not newer.
+    public var misfitLife: Incarnation?
     /// Nothing was ever acknowledged of this log that was not on the disk of every in-sync node by then: whatever is not
     /// here after a crash, nobody was told of. Not the mode of the configuration, which may have changed since, and not of
     /// this node alone: it depends on who served.
@@ -186,8 +189,7 @@ extension Superblock {
         writer.put(Superblock.magic)
         writer.put(Superblock.version)
         writer.put(UInt16(copy))
-        let flags = [completeThrough != nil, isIncomplete, isStrict, isMisfit]
-        writer.put(flags.enumerated().reduce(UInt32(0)) { $0 | ($1.element ? 1 << UInt32($1.offset) : 0) })
+        writer.put(UInt32((completeThrough == nil ? 0 : 1) | (isIncomplete ? 2 : 0) | (isStrict ? 4 : 0)))
         writer.put(mirror)
         writer.put(node)
         writer.pad(to: 8)
@@ -215,6 +217,8 @@ extension Superblock {
             writer.put(statement.seq)
             writer.put(statement.time)
         }
+        writer.pad(to: Superblock.misfitOffset)
+        writer.put(misfitLife?.rawValue ?? 0)
         writer.pad(to: Superblock.epochsOffset)
         precondition(writer.count == Superblock.epochsOffset, "the statements overlap the epochs")
         for start in epochs.starts {
@@ -257,10 +261,9 @@ extension Superblock {
             let found = try reader.get(UInt16.self)
             guard Int(found) == copy else { throw Fault.impossible("copy \(found) in the place of copy \(copy)") }
             let flags = try reader.get(UInt32.self)
-            guard flags & ~15 == 0 else { throw Fault.impossible("unknown flags \(flags)") }
+            guard flags & ~7 == 0 else { throw Fault.impossible("unknown flags \(flags)") }
             isIncomplete = flags & 2 != 0
             isStrict = flags & 4 != 0
-            isMisfit = flags & 8 != 0
             mirror = try reader.getMirrorID()
             node = try reader.getNodeID()
             try reader.skip(7)
@@ -315,6 +318,9 @@ extension Superblock {
                 PermanentStatement(
                     kind: kind, epoch: try reader.getEpoch(), seq: try reader.getSeq(), time: try reader.get()))
         }
+        var misfit = ByteReader(bytes[Superblock.misfitOffset...])
+        let life: UInt64 = try misfit.get()
+        misfitLife = life == 0 ? nil : Incarnation(rawValue: life)
         var list = ByteReader(bytes[Superblock.epochsOffset...])
         for _ in 0..<epochCount {
             let start = EpochStart(epoch: try list.getEpoch(), firstSeq: try list.getSeq())

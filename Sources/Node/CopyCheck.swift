@@ -70,6 +70,15 @@ enum CopyCheck {
 }
 
 extension CopyCheck.Verdict {
+    /// Other files in the place of the right ones, or older ones: the journal is as it was. Of the rest the journal may be
+    /// the one that is wrong, and no files make that right.
+    var isOfFiles: Bool {
+        switch self {
+        case .noMarker, .otherJournal, .filesBehind: true
+        case .fits, .journalBehind, .otherHistory: false
+        }
+    }
+
     /// What is wrong, and what to do, for an administrator.
     func words(backing: String, journal: String, other: String) -> String {
         let found: String

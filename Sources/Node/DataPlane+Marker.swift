@@ -11,7 +11,7 @@ extension DataPlane {
     /// One at a time: a checkpoint, or a journal that is about to begin anew.
     func setMarker(_ points: [TreeMarker.Point], done: @escaping (TreeError?) -> Void) {
         // What is written now makes these files the journal's. If others were, they do not come back after that.
-        guard !journal.isMisfit else {
+        guard journal.misfitLife == nil else {
             return journal.forgetMisfit { [weak self] in self?.setMarker(points, done: done) }
         }
         let marker = TreeMarker(

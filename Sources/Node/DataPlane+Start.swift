@@ -130,12 +130,19 @@ extension DataPlane {
         _ journal: Journal, _ tree: PlainTree, _ configuration: MirrorConfiguration, node: NodeID, logger: Logger
     ) throws -> (point: TreeMarker.Point?, misfit: String?) {
         let found = journal.report
+        // Each start counts the journal's life on: after a misfit, the life counts in which it was found.
+        let life = journal.misfitLife ?? found.superblock.incarnation
         let side = CopyCheck.JournalSide(
             instance: journal.instance, checkpoint: journal.checkpointSeq, last: journal.lastSeq,
-            incarnation: found.superblock.incarnation.rawValue, isDamaged: journal.isDamaged)
+            incarnation: life.rawValue, isDamaged: journal.isDamaged)
         let verdict = CopyCheck.verdict(try tree.marker(), side) { journal.chain(at: $0) }
         if case .fits(let point) = verdict {
-            if journal.isMisfit, !journal.isDamaged {
+            guard journal.misfitLife != nil else { return (point, nil) }
+            // The table is that of the files that were here meanwhile, and they may look like these: a snapshot of them.
+            try tree.rebuildTable()
+            if journal.isDamaged {
+                try journal.forgetMisfitNow()
+            } else {
                 logger.notice("\(configuration.backing) is the right disk again: this copy counts as before")
                 try journal.endMisfitNow()
             }
@@ -145,9 +152,15 @@ extension DataPlane {
             backing: configuration.backing, journal: StateFiles.journal(configuration),
             other: configuration.node(node.peer).name)
         logger.critical("\(words)")
+        // On the disk BEFORE the table is: else a crash in between leaves a wrong table and nothing that says so.
+        let isOfFiles = verdict.isOfFiles && !journal.isDamaged
+        if !journal.isIncomplete || journal.resyncNumber != 0 {
+            try journal.setMisfitNow(life: isOfFiles ? life : nil)
+        } else if journal.misfitLife != nil, !isOfFiles {
+            try journal.forgetMisfitNow()
+        }
         // Nor does the table of their handles.
         try tree.rebuildTable()
-        if !journal.isIncomplete || journal.resyncNumber != 0 { try journal.setMisfitNow() }
         return (nil, words)
     }
 

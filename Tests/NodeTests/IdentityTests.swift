@@ -187,7 +187,7 @@ extension TestNode {
         try #require(rename(clone, pair.b.configuration.backing) == 0)
         pair.b.expectsMisfit = true
         try pair.b.start()
-        #expect(pair.b.call { $0.link.isIncomplete && $0.journal.superblock.isMisfit })
+        #expect(pair.b.call { $0.link.isIncomplete && $0.journal.superblock.misfitLife != nil })
         return (own, clone)
     }
 
@@ -206,13 +206,62 @@ extension TestNode {
         b.expectsMisfit = false
         try b.start()
         #expect(b.damage == nil)
-        #expect(b.call { !$0.link.isIncomplete && !$0.journal.superblock.isIncomplete && !$0.journal.isMisfit })
+        #expect(b.call { !$0.link.isIncomplete && !$0.journal.superblock.isIncomplete && $0.journal.misfitLife == nil })
         let file = pair.a.create("while the files were elsewhere")
         pair.connect()
         pair.a.waitForSync(pair.a.write(file, noise(1000, 3), at: 0))
         pair.settle()
         // It was caught up with: a comparison would have begun the journal anew.
         #expect(b.call { $0.journal.incarnation.base } == life)
+        #expect(pair.differences() == [])
+    }
+
+    /// A journal that was put back to its last life, with the same last record: each start counts its life on, and the
+    /// marker must not fit again because of that. Nor after starts with files that say nothing.
+    @Test(arguments: [false, true])
+    func failure18AJournalThatWasPutBackIsNoticedHoweverOftenItIsStarted(besideOtherFiles: Bool) throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        let b = pair.b
+        let file = pair.a.create("written")
+        b.makeCheckpoint()
+        pair.a.waitForSync(pair.a.write(file, noise(5000, 4), at: 0))
+        pair.settle()
+        pair.cut()
+        b.stop()
+        let old = pair.scratch.path + "/old-journal"
+        b.keep(journal: old)
+        try b.start()
+        pair.connect()
+        pair.settle()
+        b.makeCheckpoint()
+        #expect(b.call { $0.journal.checkpointSeq == $0.journal.lastSeq })
+        pair.cut()
+        b.stop()
+        b.putBack(journal: old)
+        let marker = b.configuration.backing + "/.lockstep/marker"
+        if besideOtherFiles {
+            try #require(rename(marker, pair.scratch.path + "/marker") == 0)
+            b.expectsMisfit = true
+            for _ in 0..<3 {
+                try b.start()
+                #expect(b.call { $0.link.isIncomplete && $0.journal.misfitLife != nil })
+                b.stop()
+            }
+            try #require(rename(pair.scratch.path + "/marker", marker) == 0)
+        }
+        for start in 0..<4 {
+            b.expectsMisfit = start == 0
+            try b.start()
+            #expect(b.call { $0.link.isIncomplete && $0.journal.misfitLife == nil }, "start \(start)")
+            if start == 0 { #expect(b.damage?.contains("was put back to an older state") == true) }
+            b.stop()
+        }
+        try b.start()
+        pair.connect()
+        pair.a.wait("compares") { $0.link.stage == .comparing }
+        pair.goAlone(pair.a, epoch: 3)
+        pair.admit(to: pair.a, epoch: 3)
+        pair.settle()
         #expect(pair.differences() == [])
     }
 

@@ -45,7 +45,7 @@ final class JSONOutput: Output {
                 "durableSeq": superblock.durableSeq.rawValue, "committedSeq": superblock.committedSeq.rawValue,
                 "cutSeq": superblock.cutSeq.rawValue, "incomplete": superblock.isIncomplete,
                 "cleanStop": superblock.completeThrough != nil, "strict": superblock.isStrict,
-                "misfit": superblock.isMisfit,
+                "misfit": superblock.misfitLife != nil,
                 "loneRestarts": superblock.loneRestarts,
                 "forcedPromotions": superblock.forcedPromotions,
                 "statements": superblock.statements.map { statement -> [String: Any] in
