@@ -30,7 +30,7 @@ public enum NodePreparation {
         }
         var generator = SystemRandomNumberGenerator()
         let mirror = MirrorID(random: &generator)
-        try discardJournal(configuration)
+        try discardJournal(configuration, logger)
         let tree = try PlainTree(
             backing: configuration.backing, state: configuration.state, opening: .create, logger: logger)
         var allocator = FileIDAllocator(epoch: Epoch(rawValue: 1))
@@ -66,7 +66,7 @@ public enum NodePreparation {
                 "this node already has a part in mirror \(configuration.name) "
                     + "(\(StateFiles.votes(configuration))); just start it")
         }
-        try discardJournal(configuration)
+        try discardJournal(configuration, logger)
         let tree = try PlainTree(
             backing: configuration.backing, state: configuration.state, opening: .create, logger: logger)
         try tree.sync()
@@ -94,10 +94,22 @@ public enum NodePreparation {
         try makeDirectory(configuration.path)
     }
 
-    /// A journal without votes belongs to nobody: a preparation that was broken off.
-    private static func discardJournal(_ configuration: MirrorConfiguration) throws {
+    /// A journal without votes: of a preparation that was broken off, or of a node that has lost its votes, or forgotten
+    /// them. That one may hold the only copy of something: it is kept, for `lockstep-dump`.
+    private static func discardJournal(_ configuration: MirrorConfiguration, _ logger: Logger) throws {
         let path = StateFiles.journal(configuration)
         guard unsafe access(path, F_OK) == 0 else { return }
+        // Every start of the daemon writes its superblock; one that cannot be read may be anything.
+        let generation = try SuperblockSet(image: JournalReader(path: path)).agreed?.superblock.generation
+        if generation != 0 {
+            let kept = path + ".set-aside-\(generation ?? 0)"
+            guard unsafe rename(path, kept) == 0 else {
+                throw StartError(unsafe "cannot rename \(path): \(String(cString: strerror(errno)))")
+            }
+            try StateFile.flushNames(of: kept)
+            return logger.warning(
+                "the journal that was here is kept as \(kept): remove it when both nodes are in sync")
+        }
         guard unsafe unlink(path) == 0 else {
             throw StartError(unsafe "cannot remove \(path): \(String(cString: strerror(errno)))")
         }

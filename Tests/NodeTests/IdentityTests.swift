@@ -1,5 +1,6 @@
 import CLinux
 import Format
+import Foundation
 import Glibc
 import Quorum
 import Testing
@@ -353,6 +354,29 @@ extension TestNode {
         makeDirectories(configuration.backing)
         try NodePreparation.join(configuration, node: .b, logger: quiet)
         try IdentityTests.expectCompared(pair, words: "does not say which journal it belongs to")
+    }
+
+    /// Its votes are gone: `lockstep init` makes it join anew. What its journal held may be nowhere else.
+    @Test func failure18AJournalThatWasInUseIsKeptWhenTheNodeJoinsAnew() throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        pair.cut()
+        pair.b.stop()
+        let (configuration, journal) = (pair.b.configuration, pair.b.journalFile)
+        let state = configuration.state
+        let before = try JournalMap(image: JournalReader(path: journal), mirror: pair.mirror).report.lastSeq
+        func keptOnes() throws -> [String] {
+            try FileManager.default.contentsOfDirectory(atPath: state).filter { $0.hasPrefix("journal.set-aside-") }
+        }
+        try NodePreparation.join(configuration, node: .b, logger: quiet)
+        let kept = try keptOnes()
+        try #require(kept.count == 1 && access(journal, F_OK) != 0)
+        let map = try JournalMap(image: JournalReader(path: state + "/" + kept[0]), mirror: pair.mirror)
+        #expect(map.report.lastSeq == before)
+        // One that no daemon has used is what a preparation left that was broken off.
+        try NodePreparation.makeJournal(
+            configuration, node: .b, mirror: pair.mirror, isIncomplete: true, logger: quiet)
+        try NodePreparation.join(configuration, node: .b, logger: quiet)
+        #expect(try keptOnes() == kept && access(journal, F_OK) != 0)
     }
 
     /// A crash between the marker and the checkpoint, the only moment at which the two differ.
