@@ -18,9 +18,9 @@ struct DataThreadWatch {
     static let looksMaximumAfterLoss = 120
     /// For a directory that is to be closed here. Nobody waits for it, but this node would never come back by itself.
     static let looksMaximumClosing = 120
-    /// For a node that the recorded set does not have. Nobody waits for it either, so it gets the same time: more than
-    /// a call takes that still comes to an end.
-    static let looksMaximumOutside = 120
+    /// For a node that the recorded set does not have. Nobody waits for it, and nothing rests on it: it gets more time
+    /// than one that serves, as long as plain files may take (`DataPlane.filesStallSeconds`).
+    static let looksMaximumOutside = 60
 
     /// Since it was asked and has not answered, this one included.
     private var looks = 0

@@ -110,9 +110,9 @@ extension WholeSystem {
                 try cluster.waitFor(cluster.alpha, "goes on alone") { $0.role == "ALONE" }
                 let alone = bootSeconds()
                 try client.waitForTransfers(count: 20, within: Small.stepSecondsMax)
-                try #require(daemon.waitForEnd(within: 180) == 1)
-                try #require(bootSeconds() - alone > 115, "it had no time to come to an end")
-                try #require(daemon.logTail().contains("has stood still for 120 s"))
+                try #require(daemon.waitForEnd(within: 120) == 1)
+                try #require(bootSeconds() - alone > 55, "it had no time to come to an end")
+                try #require(daemon.logTail().contains("has stood still for 60 s"))
                 try trap.open()
                 try cluster.startDaemon(cluster.beta)
                 try cluster.waitFor(cluster.beta, "stands by") { $0.role == "SECOND" && $0.isInSync }

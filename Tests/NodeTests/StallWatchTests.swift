@@ -88,10 +88,10 @@ import Testing
         #expect(!ends())
         look(second)
         #expect(verdicts.last == .standsStill(looks: 20))
-        for stand in [DataThreadWatch.Stand.isClosing, .isOutside] {
+        for (stand, limit) in [(DataThreadWatch.Stand.isClosing, 120), (.isOutside, 60)] {
             watch.answered()
             verdicts = []
-            look(second, stand, times: 120)
+            look(second, stand, times: limit)
             #expect(!ends(), "\(stand)")
             look(second, stand)
             #expect(ends(), "\(stand)")
