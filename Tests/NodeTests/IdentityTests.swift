@@ -178,6 +178,17 @@ extension TestNode {
         try IdentityTests.expectCompared(pair, words: "belongs to another journal")
     }
 
+    /// `b` offers itself, is not taken for a complete copy, and the other node makes it equal.
+    private static func compareAgain(_ pair: Pair) {
+        pair.connect()
+        pair.a.wait("compares") { $0.link.stage == .comparing }
+        #expect(!pair.b.isMerged)
+        pair.goAlone(pair.a, epoch: 3)
+        pair.admit(to: pair.a, epoch: 3)
+        pair.settle()
+        #expect(pair.differences() == [])
+    }
+
     /// Two volumes mounted in each other's place, as after a change of cables: `b` finds the clone of the other node's files
     /// once. Its own lie aside, as they were.
     private static func misfitOnce(_ pair: Pair) throws -> (own: String, clone: String) {
@@ -258,12 +269,7 @@ extension TestNode {
             b.stop()
         }
         try b.start()
-        pair.connect()
-        pair.a.wait("compares") { $0.link.stage == .comparing }
-        pair.goAlone(pair.a, epoch: 3)
-        pair.admit(to: pair.a, epoch: 3)
-        pair.settle()
-        #expect(pair.differences() == [])
+        IdentityTests.compareAgain(pair)
     }
 
     /// The wrong files are about to become the journal's own, and the power goes: they fit from then on, at a record that
@@ -282,13 +288,7 @@ extension TestNode {
         pair.b.expectsMisfit = false
         try pair.b.start()
         #expect(pair.b.call { $0.markedPoint != nil && $0.link.isIncomplete && $0.journal.superblock.isIncomplete })
-        pair.connect()
-        pair.a.wait("compares") { $0.link.stage == .comparing }
-        #expect(!pair.b.isMerged)
-        pair.goAlone(pair.a, epoch: 3)
-        pair.admit(to: pair.a, epoch: 3)
-        pair.settle()
-        #expect(pair.differences() == [])
+        IdentityTests.compareAgain(pair)
     }
 
     @Test func failure18FilesWithoutAMarkerAreNoticedAndCompared() throws {
