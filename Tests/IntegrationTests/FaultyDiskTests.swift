@@ -68,7 +68,9 @@ import Testing
         #expect(try letters(of: file, in: north).count == 64)
         try north.hangDisk(at: path)
         let reader = try north.start(["dd", "if=" + file, "of=/dev/null", "bs=64k", "iflag=direct"], as: "reader")
-        let writer = try north.start(["dd", "if=/dev/zero", "of=" + file, "bs=64k", "count=4", "oflag=direct"])
+        // Not truncated: a reader that comes later would be at its end.
+        let writer = try north.start(
+            ["dd", "if=/dev/zero", "of=" + file, "bs=64k", "count=4", "oflag=direct", "conv=notrunc"])
         usleep(1_000_000)
         #expect(reader.isRunning)
         #expect(writer.isRunning)
