@@ -442,6 +442,9 @@ final class ControlPlane {
 
     func noteProblem(_ text: String) { problem = text }
 
+    /// The problem with these words is over.
+    func problemEnded(_ text: String) { if problem == text { problem = "" } }
+
     /// This node's copy does not count until the other node has mended it.
     func noteDamage(_ text: String) {
         problem = text

@@ -31,6 +31,8 @@ public enum NodePreparation {
         var generator = SystemRandomNumberGenerator()
         let mirror = MirrorID(random: &generator)
         try discardJournal(configuration, logger)
+        // Before the files are gone through, which may take long.
+        try checkRoomForJournal(configuration)
         let tree = try PlainTree(
             backing: configuration.backing, state: configuration.state, opening: .create, logger: logger)
         var allocator = FileIDAllocator(epoch: Epoch(rawValue: 1))
@@ -115,6 +117,21 @@ public enum NodePreparation {
         }
     }
 
+    /// Before it is begun: a journal that takes the last free block keeps the votes beside it from being written.
+    private static func checkRoomForJournal(_ configuration: MirrorConfiguration) throws {
+        var space = statvfs()
+        guard unsafe statvfs(configuration.state, &space) == 0 else { return }
+        let free = UInt64(space.f_bavail) * UInt64(space.f_frsize)
+        let needed = UInt64(configuration.journal.sizeBytes) + roomBesideJournal
+        guard free < needed else { return }
+        let mebibytes = { (bytes: UInt64) in "\(bytes >> 20) MiB" }
+        throw StartError(
+            "no room for the journal: \(mebibytes(free)) are free for \(configuration.state), and \(mebibytes(needed)) "
+                + "are needed. Free space there, or lower journal.sizeMebibytes in \(configuration.file)")
+    }
+    /// What is left for votes and other small files, in bytes.
+    private static let roomBesideJournal: UInt64 = 4 << 20
+
     private static func makeDirectories(_ configuration: MirrorConfiguration) throws {
         for directory in [configuration.state, configuration.backing, configuration.path] {
             try makeDirectory(directory)
@@ -136,6 +153,7 @@ public enum NodePreparation {
         _ configuration: MirrorConfiguration, node: NodeID, mirror: MirrorID, base: Seq = .zero, isIncomplete: Bool,
         logger: Logger, progress: ((_ written: Int, _ total: Int) -> Void)? = nil
     ) throws {
+        try checkRoomForJournal(configuration)
         var time = timespec()
         unsafe clock_gettime(CLOCK_REALTIME, &time)
         // The files say first which journal they belong to. A crash in between leaves the name of one that never was; the

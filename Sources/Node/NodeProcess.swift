@@ -263,8 +263,8 @@ public final class NodeProcess: @unchecked Sendable {
         let box = Unchecked(self)
         Thread.detachNewThread {
             let process = box.value
+            guard process.makeJournalInTime(state.mirror) else { return }
             do {
-                try process.makeJournal(state.mirror)
                 _ = try process.startData(mirror: state.mirror)
                 let orders = Orders(process: box, data: process.dataThread.handle)
                 _ = process.controlThread.post { box.value.control.attach(orders) }
@@ -274,6 +274,30 @@ public final class NodeProcess: @unchecked Sendable {
                 let text = "\(error)"
                 _ = process.controlThread.post { box.value.control.noteProblem(text) }
             }
+        }
+    }
+
+    /// How long to wait before a journal that could not be made is tried again: the disk was full, as a rule, and whoever
+    /// mends that need not know that a daemon waits for it.
+    private static let journalRetrySeconds: UInt32 = 5
+
+    /// Makes the journal, however often that takes.
+    /// - Returns: false when the process stops meanwhile.
+    private func makeJournalInTime(_ mirror: MirrorID) -> Bool {
+        let box = Unchecked(self)
+        var said = ""
+        while true {
+            do {
+                try makeJournal(mirror)
+                let text = said
+                return controlThread.post { box.value.control.problemEnded(text) }
+            } catch {
+                let text = "this node cannot join: \(error)"
+                if text != said { logger.critical("\(text)") }
+                said = text
+                guard controlThread.post({ box.value.control.noteProblem(text) }) else { return false }
+            }
+            sleep(NodeProcess.journalRetrySeconds)
         }
     }
 

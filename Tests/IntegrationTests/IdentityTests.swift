@@ -184,6 +184,32 @@ extension WholeSystem {
             }
         }
 
+        /// The state disk of a replaced node has no room for the journal: it says so, and joins when there is room.
+        @Test func failure23AReplacedNodeWithoutRoomForItsJournalJoinsWhenThereIs() throws {
+            try Harness.withDisks { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let beta = cluster.beta
+                try beta.room.killAll()
+                try cluster.waitFor(cluster.alpha, "goes on alone") { $0.role == "ALONE" }
+                try beta.room.reboot()
+                for disk in [RoomDisk.state, RoomDisk.files] {
+                    try beta.room.succeed(["find", disk, "-mindepth", "1", "-delete"])
+                }
+                try cluster.lockstep(beta, ["init"])
+                try beta.room.filling(at: RoomDisk.state, leaving: 40 << 20) {
+                    try cluster.startDaemon(beta)
+                    try cluster.waitFor(beta, "says why it cannot join") {
+                        $0.problem.contains("no room for the journal")
+                    }
+                    try client.waitForTransfers(count: 5, within: Small.stepSecondsMax)
+                }
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try #require(cluster.status(beta)?.problem == "")
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
         /// What `lockstep init` said is done, a loss of power does not undo: found by soak seeds 614 and 616.
         @Test func failure18AReplacedNodeThatLosesPowerBeforeItsFirstStartStillJoins() throws {
             try Harness.withDisks { cluster in
