@@ -84,6 +84,8 @@ import Testing
         journal.listIdle()
         guard storage.settle() else { return }
         if number >= 1 { journal.markCleanStop {} }
+        guard storage.settle() else { return }
+        if number == 3 { journal.clearCleanStop {} }
         storage.settle()
     }
 
