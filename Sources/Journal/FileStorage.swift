@@ -91,12 +91,15 @@ func writeFully(
 
 extension Journal {
     /// Opens the journal at `path` on `reactor`'s thread, which must be the calling one.
+    ///
+    /// - Parameter settles: false: nothing is written until `settle` is called.
     public convenience init(
-        path: String, mirror: MirrorID, node: NodeID, reactor: Reactor
+        path: String, mirror: MirrorID, node: NodeID, reactor: Reactor, settles: Bool = true
     ) throws(JournalError) {
         let storage = try FileStorage(path: path, reactor: reactor)
         do throws(JournalError) {
-            try self.init(storage: storage, mirror: mirror, node: node, logger: reactor.logger)
+            try self.init(
+                storage: storage, mirror: mirror, node: node, settles: settles, logger: reactor.logger)
         } catch {
             storage.close()
             throw error

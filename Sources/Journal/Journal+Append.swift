@@ -44,6 +44,7 @@ extension Journal {
         case .failed(let error): throw JournalError(.failed, "\(error)")
         case .closed: throw JournalError(.failed, "journal \(storage.name) is closed")
         }
+        precondition(isSettled, "a batch for a journal whose start is not settled")
         try check(batch.header)
         guard takeBackCleanStop() else {
             refusedForRoom = true

@@ -19,17 +19,20 @@ extension Journal {
     /// down together in the next write.
     func editSuperblock(_ change: (inout Superblock) -> Void, completion: @escaping () -> Void) {
         guard !hasFailed else { return }
+        precondition(isSettled, "a change of a journal whose start is not settled")
         change(&wanted)
         superblockWaiters.append(completion)
         if !superblockWriting { writeSuperblock() }
     }
 
-    /// What the next write of the superblock writes.
+    /// What the next write of the superblock writes. While the journal is damaged it takes back nothing of what was proved:
+    /// it may be all that still says that something is missing.
     func nextSuperblock() -> Superblock {
         highestGeneration += 1
         wanted.generation = highestGeneration
-        wanted.durableSeq = max(min(durableSeq, lastSeq), wanted.checkpointSeq)
-        wanted.committedSeq = committedSeq
+        let kept = isDamaged ? (durable: wanted.durableSeq, committed: wanted.committedSeq) : (.zero, .zero)
+        wanted.durableSeq = max(min(durableSeq, lastSeq), wanted.checkpointSeq, kept.durable)
+        wanted.committedSeq = max(committedSeq, kept.committed)
         wanted.tailSeq = oldestSeq
         wanted.tailPosition = index.first.map { layout.fileOffset($0.address) } ?? 0
         return wanted
@@ -126,11 +129,16 @@ extension Journal {
     /// - Parameter isStrict: whether this node's mode is `strict`; nil: as before.
     public func clearCleanStop(isStrict: Bool? = nil, completion: @escaping () -> Void) {
         let wasClean = wanted.completeThrough != nil || superblock.completeThrough != nil
-        // After a clean stop nothing is missing of what came before, in whatever mode.
-        let isStrict = isStrict.map { $0 && (wasClean || wanted.isStrict) } ?? wanted.isStrict
+        // After a clean stop nothing is missing of what came before, in whatever mode, unless it was lost since.
+        let isStrict = isStrict.map { $0 && (wasClean && !isDamaged || wanted.isStrict) } ?? wanted.isStrict
         guard wasClean || isStrict != wanted.isStrict else { return completion() }
         editSuperblock { superblock in
-            if wasClean { superblock.cut(to: lastSeq) }
+            // A cut would forget the damage: see `settle`.
+            if wasClean, isDamaged {
+                superblock.completeThrough = nil
+            } else if wasClean {
+                superblock.cut(to: lastSeq)
+            }
             superblock.isStrict = isStrict
         } completion: {
             completion()

@@ -13,7 +13,8 @@ public import Logging
 ///    +---------+      +--------------------------------------+
 ///    | damaged |----->| failed: for good, until a new start  |
 ///    +---------+      +--------------------------------------+
-///        | appends fill the hole; when it is closed: heal, open
+///        | appends fill the hole; when it is closed: heal, open. A cut or a reset ends it too, and nothing else does:
+///        | not one start more
 /// ```
 ///
 /// Everything here happens on one thread, that of the storage's reactor. A batch goes down in one write, several are in
@@ -107,12 +108,18 @@ public final class Journal {
     public var listsWhenIdle = true
     var isListingIdle = false
 
+    /// What recovery saw, until it is settled.
+    private var unsettled: JournalScan?
+    var isSettled: Bool { unsettled == nil }
+
     /// Opens a journal, recovers it (blocking: it reads everything above the checkpoint), and makes what recovery
     /// decided durable. `report` says what that was; a damaged journal opens too, but only to be repaired.
     ///
+    /// - Parameter settles: false: nothing is written until `settle` is called.
     /// - Throws: when it must not be opened at all. Then nothing has been written.
     public init(
-        storage: any JournalStorage, mirror: MirrorID, node: NodeID, logger: Logger = Logger(label: "lockstep.journal")
+        storage: any JournalStorage, mirror: MirrorID, node: NodeID, settles: Bool = true,
+        logger: Logger = Logger(label: "lockstep.journal")
     ) throws(JournalError) {
         let map = try JournalMap(image: storage, mirror: mirror)
         let scan = map.scan
@@ -142,13 +149,27 @@ public final class Journal {
         committedSeq = min(scan.knownCommittedSeq, scan.lastSeq)
         listedSeq = scan.lastSeq
         listedEnd = scan.wholeEnd
-        try settle(scan, copies: map.report.superblockCopies)
+        // From now on every superblock says it, whatever else there is that proves it: see `nextSuperblock`.
+        if isDamaged { wanted.durableSeq = max(wanted.durableSeq, lastKnownSeq) }
+        unsettled = scan
+        if settles { try settle() }
     }
 
-    /// Makes the decisions of recovery durable before anything new is written.
-    private func settle(_ scan: JournalScan, copies: Int) throws(JournalError) {
-        if damagedThrough != nil || report.wasStoppedCleanly {
-            if copies < JournalLayout.superblockCopies { try writeSuperblockNow() }
+    /// Begins a life of this journal: makes the decisions of recovery durable. CALL IT before anything is written but the
+    /// marks of a misfit, and AFTER the plain files were looked at. Each start counts the life on, and a journal that was
+    /// put back is known by its life: starts that ended before would count it on until it fits again.
+    public func settle() throws(JournalError) {
+        guard let scan = unsettled else { preconditionFailure("a start is settled once") }
+        unsettled = nil
+        if isDamaged {
+            // Not a cut: that would void the entries and the batches which say what is missing, and the next start would
+            // find a journal that never had it. `durableSeq` has taken over what a clean stop proves.
+            wanted.completeThrough = nil
+            wanted.incarnation = wanted.incarnation.next
+            return try writeSuperblockNow()
+        }
+        if report.wasStoppedCleanly, wanted.completeThrough != nil {
+            if report.superblockCopies < JournalLayout.superblockCopies { try writeSuperblockNow() }
             return
         }
         // Every start that was not preceded by a clean stop begins a new incarnation: a batch that was in flight when

@@ -19,7 +19,7 @@ public import Format
 ///      88  file offset behind the batch that ends there       u64
 ///      96  first seq of the oldest batch kept (a hint)        u64
 ///     104  its file offset (a hint)                           u64
-///     112  durable seq when this was written                  u64
+///     112  durable seq when this was written; of a damaged journal the last that ever was  u64
 ///     120  committed seq known when this was written          u64
 ///     128  clean stop: complete through this seq              u64
 ///     136  last cut: batches above this seq ...               u64

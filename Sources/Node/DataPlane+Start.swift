@@ -53,7 +53,8 @@ extension DataPlane {
         report: @escaping @Sendable (DataReport) -> Void
     ) throws -> (plane: DataPlane, summary: LogSummary) {
         let path = StateFiles.journal(configuration)
-        let journal = try Journal(path: path, mirror: mirror, node: node, reactor: reactor)
+        // Nothing is written to it before the files were looked at: a start that ends there must leave no trace.
+        let journal = try Journal(path: path, mirror: mirror, node: node, reactor: reactor, settles: false)
         let found = journal.report
         logger.notice("journal: \(found)")
         let tree = try openTree(configuration, logger: logger)
@@ -65,6 +66,7 @@ extension DataPlane {
                 + (found.doubts.count > 5 ? "; and more, see `lockstep-dump --verify \(path)`" : "")
         }
         let check = try checkCopy(journal, tree, configuration, node: node, logger: logger)
+        try journal.settle()
         damage = damage ?? check.misfit
         // As it is known now: a misfit has been noted, or the right files are back.
         let incomplete = journal.isIncomplete || journal.isDamaged
@@ -106,7 +108,7 @@ extension DataPlane {
         if let voteLife { plane.votes = voteLife }
         ThreadPriority.raise()
         let summary = LogSummary(
-            isComplete: check.misfit == nil && (found.wasStoppedCleanly || found.superblock.isStrict),
+            isComplete: damage == nil && (found.wasStoppedCleanly || found.superblock.isStrict),
             isUsable: !incomplete, lastEpoch: journal.lastEpoch, lastSeq: journal.lastSeq,
             committed: LogMark(
                 epoch: journal.epochs.epoch(of: journal.committedSeq) ?? .none, seq: journal.committedSeq),

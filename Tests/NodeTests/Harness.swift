@@ -151,6 +151,7 @@ final class TestNode: @unchecked Sendable {
     private let caughtUp = Mutex(false)
     private let merged = Mutex(false)
     private let misfit = Mutex<String?>(nil)
+    private let started = Mutex<LogSummary?>(nil)
     /// The next start shall find that journal and files do not belong together. In all other tests that is a false alarm.
     var expectsMisfit = false
     private let failures = Mutex(0)
@@ -167,6 +168,8 @@ final class TestNode: @unchecked Sendable {
     var isMerged: Bool { merged.withLock { $0 } }
     /// What the last start found wrong with its disks.
     var damage: String? { misfit.withLock { $0 } }
+    /// What the last start found.
+    var summary: LogSummary? { started.withLock { $0 } }
     /// How often this node has said that the other one cannot take part.
     var peerFailures: Int { failures.withLock { $0 } }
     var problems: [String] { reports.withLock { $0 } }
@@ -192,6 +195,7 @@ final class TestNode: @unchecked Sendable {
             }
             if !mounted { plane.mount = { _ in nil } }
             misfit.withLock { $0 = summary.damage }
+            started.withLock { $0 = summary }
             if (plane.markedPoint == nil) != expectsMisfit {
                 fatalError("node \(id) found \(summary.damage ?? "nothing") on its disks")
             }

@@ -21,6 +21,13 @@ extension TestNode {
     func keep(journal path: String) { #expect(run("/bin/cp", "-a", journalFile, path) == 0) }
     func putBack(journal path: String) { #expect(run("/bin/cp", "-a", path, journalFile) == 0) }
 
+    /// As the process does when its data side has started.
+    func takeBackCleanStop() {
+        let done = Flag()
+        call { plane in plane.journal.clearCleanStop(isStrict: false) { done.set() } }
+        while !done.isSet { usleep(1000) }
+    }
+
     /// Everything applied is the checkpoint, as it is a few seconds after the last write.
     func makeCheckpoint() {
         call { plane in plane.checkpoint { _ in } }
@@ -228,10 +235,22 @@ extension TestNode {
         #expect(pair.differences() == [])
     }
 
+    /// What the place of the files shows while the daemon is started again and again.
+    enum Beside: CaseIterable {
+        case theFiles
+        /// Files that say nothing of a journal.
+        case filesWithoutMarker
+        /// The bare place: their disk is not mounted. The starts end.
+        case nothing
+        /// What is no mirror's. The starts end.
+        case somebodyElsesFiles
+    }
+
     /// A journal that was put back to its last life, with the same last record: each start counts its life on, and the
-    /// marker must not fit again because of that. Nor after starts with files that say nothing.
-    @Test(arguments: [false, true])
-    func failure18AJournalThatWasPutBackIsNoticedHoweverOftenItIsStarted(besideOtherFiles: Bool) throws {
+    /// marker must not fit again because of that. Nor after starts with files that say nothing, nor after starts that ended
+    /// before anybody had looked at the files.
+    @Test(arguments: Beside.allCases)
+    func failure18AJournalThatWasPutBackIsNoticedHoweverOftenItIsStarted(beside: Beside) throws {
         let pair = try Pair.inSync(IdentityTests.fill)
         let b = pair.b
         let file = pair.a.create("written")
@@ -250,17 +269,7 @@ extension TestNode {
         pair.cut()
         b.stop()
         b.putBack(journal: old)
-        let marker = b.configuration.backing + "/.lockstep/marker"
-        if besideOtherFiles {
-            try #require(rename(marker, pair.scratch.path + "/marker") == 0)
-            b.expectsMisfit = true
-            for _ in 0..<3 {
-                try b.start()
-                #expect(b.call { $0.link.isIncomplete && $0.journal.misfitLife != nil })
-                b.stop()
-            }
-            try #require(rename(pair.scratch.path + "/marker", marker) == 0)
-        }
+        try IdentityTests.startBeside(beside, pair)
         for start in 0..<4 {
             b.expectsMisfit = start == 0
             try b.start()
@@ -270,6 +279,33 @@ extension TestNode {
         }
         try b.start()
         IdentityTests.compareAgain(pair)
+    }
+
+    /// Starts the second node three times beside something else than its files; then they are back.
+    private static func startBeside(_ beside: Beside, _ pair: Pair) throws {
+        let b = pair.b
+        let (backing, aside) = (b.configuration.backing, pair.scratch.path + "/aside")
+        let marker = backing + "/.lockstep/marker"
+        switch beside {
+        case .theFiles: return
+        case .filesWithoutMarker:
+            try #require(rename(marker, aside) == 0)
+            b.expectsMisfit = true
+            for _ in 0..<3 {
+                try b.start()
+                #expect(b.call { $0.link.isIncomplete && $0.journal.misfitLife != nil })
+                b.stop()
+            }
+            try #require(rename(aside, marker) == 0)
+        case .nothing, .somebodyElsesFiles:
+            try #require(rename(backing, aside) == 0)
+            makeDirectories(backing)
+            if beside == .somebodyElsesFiles { put(backing + "/letter", noise(100, 1)) }
+            let before = try Data(contentsOf: URL(fileURLWithPath: b.journalFile))
+            for _ in 0..<3 { #expect(throws: TreeError.self) { try b.start() } }
+            #expect(try Data(contentsOf: URL(fileURLWithPath: b.journalFile)) == before, "the journal was written to")
+            try #require(run("/bin/rm", "-rf", backing) == 0 && rename(aside, backing) == 0)
+        }
     }
 
     /// The wrong files are about to become the journal's own, and the power goes: they fit from then on, at a record that
@@ -296,6 +332,78 @@ extension TestNode {
         _ = try IdentityTests.aged(pair, cleanly: false)
         #expect(unlink(pair.b.configuration.backing + "/.lockstep/marker") == 0)
         try IdentityTests.expectCompared(pair, words: "does not say which journal it belongs to")
+    }
+
+    /// Two failures: records above the checkpoint rot after a clean stop, and the other node is lost. Each start finds again
+    /// that records are missing, and does not serve without them, until the other node has made the copy whole.
+    @Test func failure10DamageIsNotForgottenByStartsWithoutTheOtherNode() throws {
+        let pair = try Pair.inSync(IdentityTests.fill)
+        let b = pair.b
+        let last = try IdentityTests.stoppedWithADamagedEnd(pair)
+        var found: String?
+        for start in 0..<3 {
+            try b.start()
+            let damage = try #require(b.damage, "found by start \(start)")
+            #expect(damage.contains("is damaged; records in doubt: record") && damage == found ?? damage)
+            found = damage
+            #expect(b.call { $0.journal.lastSeq < last && $0.journal.isDamaged && $0.link.isIncomplete })
+            #expect(b.summary?.isUsable == false && b.summary?.isComplete == false)
+            let report = try JournalMap(image: JournalReader(path: b.journalFile), mirror: pair.mirror).report
+            #expect(report.verdict == .damaged(through: last) && report.outcome(.alone) == .refusePrimary)
+            b.takeBackCleanStop()
+            if start > 0 { IdentityTests.expectRefusalToServe(b, epoch: UInt32(start) + 2) }
+            if start == 1 {
+                let done = Flag()
+                b.call { plane in plane.stop { done.set() } }
+                while !done.isSet { usleep(1000) }
+            }
+            b.stop()
+        }
+        try b.start()
+        IdentityTests.compareAgain(pair)
+        pair.cut()
+        b.stop()
+        try b.start()
+        #expect(b.damage == nil && b.call { !$0.journal.isDamaged && !$0.link.isIncomplete })
+    }
+
+    /// The second node is stopped cleanly with records above the checkpoint, and the last of them rots.
+    private static func stoppedWithADamagedEnd(_ pair: Pair) throws -> Seq {
+        let b = pair.b
+        b.makeCheckpoint()
+        b.call { $0.holdsCheckpoints = true }
+        let file = pair.a.create("written")
+        for round: UInt64 in 0..<4 { pair.a.waitForSync(pair.a.write(file, noise(9000, 4), at: round * 9000)) }
+        pair.settle()
+        let done = Flag()
+        pair.cut()
+        b.call { plane in plane.stop { done.set() } }
+        while !done.isSet { usleep(1000) }
+        b.stop()
+        let map = try JournalMap(image: JournalReader(path: b.journalFile), mirror: pair.mirror)
+        try #require(map.report.wasStoppedCleanly && map.report.checkpointSeq < map.report.lastSeq)
+        guard case .batch(let place) = map.segments.last else { throw JournalError(.damaged, "no batch") }
+        let fd = open(b.journalFile, O_RDWR)
+        defer { close(fd) }
+        var byte: UInt8 = 0
+        // Near the beginning of its last page, which is payload.
+        let offset = off_t(place.position + place.length - JournalLayout.pageBytes + 100)
+        #expect(pread(fd, &byte, 1, offset) == 1)
+        byte ^= 0x40
+        #expect(pwrite(fd, &byte, 1, offset) == 1 && fsync(fd) == 0)
+        return map.report.lastSeq
+    }
+
+    private static func expectRefusalToServe(_ node: TestNode, epoch: UInt32) {
+        let decision = Decision(
+            sequence: UInt64(epoch), epoch: Epoch(rawValue: epoch), primary: node.id, inSync: NodeSet(node.id))
+        let before = node.problems.count
+        node.call { plane in
+            plane.setLease(until: .max)
+            plane.serve(decision, .complete)
+        }
+        #expect(node.problems.dropFirst(before).contains { $0.contains("this node's copy is not complete") })
+        #expect(node.call { if case .idle = $0.phase { $0.log.role != .primary } else { false } })
     }
 
     /// All disks of the machine, consistently: only the other node knows. It remembers what it was told to be on that disk.
