@@ -226,7 +226,7 @@ final class ControlPlane {
         case .persist(let state, let token): persist(state, token)
         case .send(let voter, let message):
             connections[voter]?.send(
-                message, epoch: member.state?.accepted.epoch ?? .none, mirror: member.state?.mirror ?? .none)
+                message, epoch: member.state?.accepted.epoch ?? .none, mirror: member.mirror)
         case .setPolicy(let policy, let token): order { $0.setPolicy(policy, token: token) }
         case .prepareToServe(let decision, let inheritance): order { $0.prepareToServe(decision, inheritance) }
         case .serve(let decision, let inheritance):

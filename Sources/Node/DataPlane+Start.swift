@@ -32,6 +32,10 @@ enum StateFiles {
     /// Locked by the process that runs; holds its number.
     static func lock(_ configuration: MirrorConfiguration) -> String { configuration.state + "/lock" }
     static func votes(_ configuration: MirrorConfiguration) -> String { configuration.state + "/votes" }
+    /// Votes that were found to be older than what was said by them: see `VoteFile`.
+    static func forgottenVotes(_ configuration: MirrorConfiguration) -> String {
+        configuration.state + "/votes.forgotten"
+    }
     /// Says that an administrator prepared this node to be filled from the other one.
     static func joining(_ configuration: MirrorConfiguration) -> String { configuration.state + "/joining" }
 }

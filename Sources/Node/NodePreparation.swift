@@ -22,7 +22,7 @@ public enum NodePreparation {
         try makeDirectories(configuration)
         let lock = try StateLock(configuration)
         defer { withExtendedLifetime(lock) {} }
-        let votes = VoteFile(path: StateFiles.votes(configuration))
+        let votes = VoteFile(configuration)
         guard try votes.load() == nil else {
             throw StartError(
                 "this node already has a part in mirror \(configuration.name) (\(votes.path)). Start it with "
@@ -56,7 +56,7 @@ public enum NodePreparation {
         try makeDirectories(configuration)
         let lock = try StateLock(configuration)
         defer { withExtendedLifetime(lock) {} }
-        guard try VoteFile(path: StateFiles.votes(configuration)).load() == nil else {
+        guard try VoteFile(configuration).load() == nil else {
             // Its disk was replaced: the votes and the journal stay, and the daemon finds that the files are gone.
             if case .empty = try PlainTree.look(at: configuration.backing) {
                 let tree = try PlainTree(
@@ -69,6 +69,8 @@ public enum NodePreparation {
                     + "(\(StateFiles.votes(configuration))); just start it")
         }
         try discardJournal(configuration, logger)
+        // After the journal, which cannot be served without them. From here the node has no part in the mirror.
+        try StateFile.remove(StateFiles.forgottenVotes(configuration))
         let tree = try PlainTree(
             backing: configuration.backing, state: configuration.state, opening: .create, logger: logger)
         try tree.sync()

@@ -117,6 +117,11 @@ extension NodeProcess {
                 "Known here of the others: decision \(report.knownDecision), epoch \(report.knownEpoch), primary "
                     + "\(primary), in sync \(inSync). There may be later ones.")
         }
+        if controlPlane.member.forgotten != nil {
+            lines.append(
+                "The votes of \(report.node) were put back to an older state: what was decided since is not known here."
+            )
+        }
         lines.append(
             report.otherHeardSeconds.map { "\(report.otherNode) was last heard \(Int($0)) s ago." }
                 ?? "\(report.otherNode) was not heard since this daemon started, \(Int(report.daemonSeconds)) s ago.")

@@ -75,7 +75,7 @@ extension NodeProcess {
         peer.refusedMessages += refusedControlMessages
         let remaining = control.leaseUntil > now ? Int((control.leaseUntil - now) / 1_000_000) : nil
         return NodeStatus(
-            mirror: configuration.name, mirrorID: "\(control.member.state?.mirror ?? .none)",
+            mirror: configuration.name, mirrorID: "\(control.member.mirror)",
             node: configuration.node(node).name, role: role?.role.rawValue ?? "WAIT",
             color: color(role, facts), reason: role.map { RoleText.code($0.reason) } ?? "starting",
             explanation: explanation(role, now),
@@ -116,6 +116,12 @@ extension NodeProcess {
 
     private func explanation(_ role: RoleState?, _ now: UInt64) -> String {
         guard let role else { return "starting" }
+        if role.reason == .notSeeded, controlPlane.member.forgotten != nil {
+            let peer = configuration.node(node.peer).name
+            return
+                "its votes were put back to an older state, and are forgotten: waits for \(peer), serving alone, to give it "
+                + "new ones. If \(peer) is lost for good, `lockstep promote` says what would be lost"
+        }
         let text = RoleText.explain(role, configuration: configuration, now: now)
         guard let serviceFault, role.role == .primary || role.role == .alone else { return text }
         return text + "; " + serviceFault

@@ -21,7 +21,8 @@ public struct StartError: Error, CustomStringConvertible, Sendable {
 /// ```
 ///  lock ─▶ what an earlier process left is removed ─▶
 ///  votes on disk? ─yes─▶ data plane (recovery, replay) ─▶ member starts ─▶ connections
-///       │ no
+///       │ no         ▲
+///       │            └── votes that were forgotten, and a journal: the member waits to be seeded, or promoted by force
 ///       └─ prepared to join? ─yes─▶ member waits to be seeded ─▶ journal made ─▶ data plane ─▶ data connection
 ///                            ─no──▶ refused: `lockstep init`
 /// ```
@@ -93,24 +94,23 @@ public final class NodeProcess: @unchecked Sendable {
         // a process that serves.
         stateLock = try StateLock(configuration)
         Service.removeLeftovers(configuration, node: node, logger: logger)
-        let votes = VoteFile(path: StateFiles.votes(configuration))
-        let state = try votes.load()
+        let votes = VoteFile(configuration)
+        let (state, kept) = try votes.recall()
         let hasJournal = unsafe access(StateFiles.journal(configuration), F_OK) == 0
         let isJoining = unsafe access(StateFiles.joining(configuration), F_OK) == 0
-        guard state != nil || isJoining else {
-            throw StartError(
-                "this node has no part in mirror \(configuration.name) yet (no \(StateFiles.votes(configuration))). "
-                    + "Run `lockstep init --first` on the node that has the data and `lockstep init` on the other one; "
-                    + "if it had a part, the file system of \(configuration.state) is not mounted")
+        // Without the journal they are of no use: there is nothing that could be served by them.
+        let forgotten = hasJournal ? kept : nil
+        guard state != nil || forgotten != nil || isJoining else {
+            throw StartError(whyNoPart(hasJournal: hasJournal, hasForgotten: kept != nil))
         }
-        if let state, state.name != configuration.name {
+        if let other = (state ?? forgotten)?.name, other != configuration.name {
             throw StartError(
-                "\(configuration.state) belongs to mirror \(state.name), not to \(configuration.name): "
+                "\(configuration.state) belongs to mirror \(other), not to \(configuration.name): "
                     + "correct `state` or `name` in \(configuration.file)")
         }
         try MountGuard.place(at: configuration.path, name: configuration.name)
         var summary: LogSummary?
-        if let state {
+        if let mirror = (state ?? forgotten)?.mirror {
             if !hasJournal {
                 guard isJoining else {
                     throw StartError(
@@ -118,14 +118,21 @@ public final class NodeProcess: @unchecked Sendable {
                             + "lost or is not mounted. If it is lost, remove \(StateFiles.votes(configuration)) and "
                             + "run `lockstep init`: the node then joins anew")
                 }
-                try makeJournal(state.mirror)
+                try makeJournal(mirror)
             } else if isJoining {
                 // It was broken off between the two.
                 try StateFile.remove(StateFiles.joining(configuration))
             }
-            summary = try startData(mirror: state.mirror)
+            summary = try startData(mirror: mirror)
         }
-        try startControl(votes: votes, state: trusted(state, summary), summary: summary)
+        if let state, wasPutBack(state, summary) {
+            // BEFORE anybody is answered.
+            try votes.store(nil)
+            try startControl(votes: votes, state: nil, forgotten: state, summary: summary)
+        } else {
+            if let forgotten, state == nil { sayForgotten(forgotten) }
+            try startControl(votes: votes, state: state, forgotten: state == nil ? forgotten : nil, summary: summary)
+        }
         if summary != nil { try connectData() }
     }
 
@@ -143,19 +150,48 @@ public final class NodeProcess: @unchecked Sendable {
         Service.removeLeftovers(configuration, node: node, logger: logger)
     }
 
-    /// The votes, unless the plain files remember a later process on them: then they were put back to an older state, what
-    /// was promised since is forgotten, and this node votes no more until it has been given its memory anew.
-    private func trusted(_ state: AcceptorState?, _ summary: LogSummary?) -> AcceptorState? {
-        guard let state, let life = summary?.voteLife, life.birth == state.birth, life.starts > state.starts else {
-            return state
+    /// Why this node does not start, and what the choices are.
+    private func whyNoPart(hasJournal: Bool, hasForgotten: Bool) -> String {
+        let votes = StateFiles.votes(configuration)
+        if hasJournal {
+            return
+                "\(votes) is missing although there is a journal: this node's votes were lost, and with them what it has "
+                + "promised. If they are only not in their place, bring them back. If \(peer.name) serves, or can: run "
+                + "`lockstep init`; this node then joins anew, and its journal is kept aside. If \(peer.name) is lost for "
+                + "good: this node cannot be promoted without its votes; docs/identity.md says how to begin anew with its "
+                + "plain files, which stay as they are"
         }
+        if hasForgotten {
+            return
+                "\(StateFiles.journal(configuration)) is missing, and this node's votes were forgotten: its disk was lost or "
+                + "is not mounted. If it is lost, run `lockstep init`: the node then joins anew"
+        }
+        return
+            "this node has no part in mirror \(configuration.name) yet (no \(votes)). "
+            + "Run `lockstep init --first` on the node that has the data and `lockstep init` on the other one; "
+            + "if it had a part, the file system of \(configuration.state) is not mounted"
+    }
+
+    private func sayForgotten(_ forgotten: AcceptorState) {
+        logger.critical(
+            """
+            this node's votes were put back to an older state (decision \(forgotten.accepted)), and are forgotten: it does \
+            not vote until \(peer.name), serving alone, has given it new ones. If \(peer.name) is lost for good, see \
+            `lockstep promote`
+            """)
+    }
+
+    /// The plain files remember a later process on these votes: they were put back to an older state, what was promised since
+    /// is forgotten, and this node votes no more until it has been given its memory anew.
+    private func wasPutBack(_ state: AcceptorState, _ summary: LogSummary?) -> Bool {
+        guard let life = summary?.voteLife, life.birth == state.birth, life.starts > state.starts else { return false }
         logger.critical(
             """
             \(StateFiles.votes(configuration)) was put back to an older state: it was written by process \(state.starts) of \
             this node, and process \(life.starts) has run since. This node does not vote until \(peer.name), serving \
             alone, has given it its memory anew
             """)
-        return nil
+        return true
     }
 
     private func makeDirectories() throws {
@@ -213,7 +249,9 @@ public final class NodeProcess: @unchecked Sendable {
         return summary
     }
 
-    private func startControl(votes: VoteFile, state: AcceptorState?, summary: LogSummary?) throws {
+    private func startControl(
+        votes: VoteFile, state: AcceptorState?, forgotten: AcceptorState?, summary: LogSummary?
+    ) throws {
         let box = Unchecked(self)
         let configuration = configuration
         let node = node
@@ -241,7 +279,7 @@ public final class NodeProcess: @unchecked Sendable {
                     if summary != nil { control.attach(orders) }
                     control.start(
                         MemberStart(
-                            state: state, logComplete: summary?.isComplete ?? false,
+                            state: state, forgotten: forgotten, logComplete: summary?.isComplete ?? false,
                             isUsable: summary?.isUsable ?? true,
                             lastEpoch: summary?.lastEpoch ?? .none, lastSeq: summary?.lastSeq ?? .zero,
                             committed: summary?.committed ?? .zero))
@@ -317,7 +355,7 @@ public final class NodeProcess: @unchecked Sendable {
         else { throw StartError("an address in \(configuration.file) cannot be used") }
         let mine = { [unowned self] in
             greeting(
-                .control, mirror: control.member.state?.mirror ?? .none,
+                .control, mirror: control.member.mirror,
                 epoch: control.member.state?.accepted.epoch ?? .none)
         }
         listener = try Listener(reactor: reactor, address: address, logger: logger, own: mine) {
@@ -361,7 +399,7 @@ public final class NodeProcess: @unchecked Sendable {
     }
 
     private func admit(_ greeting: Greeting, _ remote: SocketAddress) -> Admission {
-        let mirror = control.member.state?.mirror ?? .none
+        let mirror = control.member.mirror
         let epoch = control.member.state?.accepted.epoch ?? .none
         if let objection = objection(greeting, mirror: mirror, from: Voter(node.peer)) { return .refuse(objection) }
         switch greeting.hello.channel {
@@ -380,11 +418,11 @@ public final class NodeProcess: @unchecked Sendable {
     }
 
     private func opened(_ connection: Connection, _ greeting: Greeting, from voter: Voter) -> String? {
-        let mirror = control.member.state?.mirror ?? .none
+        let mirror = control.member.mirror
         if let objection = objection(greeting, mirror: mirror, from: voter) { return objection }
         let channel = ControlChannel(
             connection, session: session, peerSession: greeting.hello.session,
-            mirror: { [unowned self] in control.member.state?.mirror ?? .none }, logger: logger,
+            mirror: { [unowned self] in control.member.mirror }, logger: logger,
             onMessage: { [unowned self] message in control.received(message, from: voter) },
             onRefused: { [unowned self] in refusedControlMessages += 1 },
             onClosed: { [unowned self] channel in control.disconnected(voter, channel) })

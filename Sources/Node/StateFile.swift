@@ -55,6 +55,14 @@ enum StateFile {
         try flushDirectory(of: path)
     }
 
+    /// Renames the file over `other`, and flushes the directory; a file that is not there is no error.
+    static func putAside(_ path: String, as other: String) throws(Failure) {
+        guard unsafe rename(path, other) == 0 || errno == ENOENT else {
+            throw Failure(action: "rename", path: path, code: errno)
+        }
+        try flushDirectory(of: path)
+    }
+
     /// The names on the way to a file or directory, its own included, are on the disk when this returns.
     /// - Parameter path: absolute.
     static func flushNames(of path: String) throws(Failure) {

@@ -1,6 +1,7 @@
 /// What an acceptor asks of its shell.
 public enum AcceptorEffect: Sendable {
-    /// Make this durable (nil: forget everything), THEN call `persisted`. Answers that depend on it are held until then.
+    /// Make this durable (nil: nothing is kept any more; a node puts aside what was), THEN call `persisted`. Answers that
+    /// depend on it are held until then.
     case persist(AcceptorState?, token: UInt64)
     case reply(to: NodeID, QuorumMessage)
     case log(QuorumLogLevel, String)
@@ -35,7 +36,7 @@ public struct Acceptor: Sendable {
         var heard: UInt64 = 0
         var unheard = 0
     }
-    private struct Held: Sendable {
+    struct Held: Sendable {
         var token: UInt64
         var node: NodeID
         var message: QuorumMessage
@@ -43,21 +44,24 @@ public struct Acceptor: Sendable {
 
     public let voter: Voter
     /// nil: empty.
-    public private(set) var state: AcceptorState?
+    public internal(set) var state: AcceptorState?
+    /// What this voter has forgotten, because it was put back to an older state (`forget`): only a forced promotion of its
+    /// own node goes by it.
+    public internal(set) var forgotten: AcceptorState?
     private let timing: QuorumTiming
     private let startedAt: BootNanoseconds
     /// For how long an earlier process may have granted, whatever this one is configured for.
     private let earlierGrant: BootNanoseconds
-    private var generator: SmallGenerator
+    var generator: SmallGenerator
     /// The number of this empty life.
-    private var emptyBirth: UInt64
+    var emptyBirth: UInt64
     private var clientA = Client()
     private var clientB = Client()
-    private var lastToken: UInt64 = 0
+    var lastToken: UInt64 = 0
     private var durableToken: UInt64 = 0
     /// The write that made this incarnation: nothing may leave in its name before.
-    private var incarnationToken: UInt64 = 0
-    private var held: [Held] = []
+    var incarnationToken: UInt64 = 0
+    var held: [Held] = []
     private var lastNumber: UInt64 = 0
     /// The ballot in which this node's own member proposes a forced promotion.
     private var forcedBallot: Ballot?
@@ -69,20 +73,23 @@ public struct Acceptor: Sendable {
 
     /// - Parameters:
     ///   - state: what the disk holds; nil for an empty voter.
+    ///   - forgotten: what an empty voter once held, if that is still there.
     ///   - startedAt: when this *process* started (not when this object was made): what an earlier process granted may
     ///     run for one grant from then, of the longer of the two.
     ///   - seed: random; an empty voter's number comes from it.
     ///   - memory: what an earlier process remembered of the nodes; see `NodeMemory`.
     public init(
-        voter: Voter, state: AcceptorState?, timing: QuorumTiming, startedAt: BootNanoseconds, seed: UInt64,
-        memory: NodeMemory = NodeMemory()
+        voter: Voter, state: AcceptorState?, forgotten: AcceptorState? = nil, timing: QuorumTiming,
+        startedAt: BootNanoseconds, seed: UInt64, memory: NodeMemory = NodeMemory()
     ) {
         precondition(timing.problems().isEmpty, "times that contradict each other")
         self.voter = voter
         self.state = state
+        self.forgotten = state == nil ? forgotten : nil
         self.timing = timing
         self.startedAt = startedAt
-        earlierGrant = max(timing.grant, BootNanoseconds(state?.longestGrantMilliseconds ?? 0) * 1_000_000)
+        let longestMilliseconds = (state ?? forgotten)?.longestGrantMilliseconds ?? 0
+        earlierGrant = max(timing.grant, BootNanoseconds(longestMilliseconds) * 1_000_000)
         generator = SmallGenerator(seed: seed)
         emptyBirth = generator.next()
         mark = memory.mark
@@ -240,8 +247,7 @@ public struct Acceptor: Sendable {
         // other node a forced promotion, in a ballot above it.
         if voter == .witness, acceptedBallot.instance != promised.instance { seeded.leaseBar = promised }
         seeded.longestGrantMilliseconds = milliseconds(earlierGrant)
-        store(seeded, effects: &effects)
-        incarnationToken = lastToken
+        begin(seeded, effects: &effects)
     }
 
     /// A node that remembers a higher answer of this voter than this voter itself does: its disk was put back to an
@@ -266,18 +272,11 @@ public struct Acceptor: Sendable {
         forget(effects: &effects)
     }
 
-    /// Another voter has heard a later process on these votes than this one: they were put back to an older state.
-    mutating func forget(effects: inout [AcceptorEffect]) {
-        effects.append(
-            .log(
-                .critical,
-                "this voter's disk was put back to an older state: it forgets what it knows and waits to be seeded"))
-        state = nil
-        emptyBirth = generator.next()
-        held = []
-        lastToken += 1
+    /// The first state of a memory: nothing leaves in its name before it is on the disk.
+    mutating func begin(_ first: AcceptorState, effects: inout [AcceptorEffect]) {
+        forgotten = nil
+        store(first, effects: &effects)
         incarnationToken = lastToken
-        effects.append(.persist(nil, token: lastToken))
     }
 
     private mutating func store(_ next: AcceptorState, effects: inout [AcceptorEffect]) {
@@ -286,7 +285,7 @@ public struct Acceptor: Sendable {
         effects.append(.persist(next, token: lastToken))
     }
 
-    private mutating func answer(
+    mutating func answer(
         _ node: NodeID, to message: QuorumMessage, _ body: QuorumMessage.Body, effects: inout [AcceptorEffect]
     ) {
         lastNumber += 1
@@ -309,7 +308,7 @@ public struct Acceptor: Sendable {
     // MARK: Rounds
 
     /// Whether a proposal of `node` must wait for a lease, and how long.
-    private func blocked(_ node: NodeID, now: BootNanoseconds) -> RoundRefusal? {
+    func blocked(_ node: NodeID, now: BootNanoseconds) -> RoundRefusal? {
         if let grant = self[node.peer].grant, grant.until > now {
             return .leaseHeld(remainingMilliseconds: milliseconds(grant.until - now))
         }
@@ -317,14 +316,21 @@ public struct Acceptor: Sendable {
         return nil
     }
 
-    private func milliseconds(_ time: BootNanoseconds) -> UInt32 { UInt32(clamping: (time + 999_999) / 1_000_000) }
+    /// An earlier process of the node, or a copy of its machine that forgot nothing, may still serve by a grant that this one
+    /// has not asked for. It matters only where the node leads by force: else it has to be in the decision that it changes.
+    private func heldByAnother(of node: NodeID, now: BootNanoseconds) -> RoundRefusal? {
+        guard let grant = self[node].grant, grant.number == 0, grant.until > now else { return nil }
+        return .leaseHeld(remainingMilliseconds: milliseconds(grant.until - now))
+    }
+
+    func milliseconds(_ time: BootNanoseconds) -> UInt32 { UInt32(clamping: (time + 999_999) / 1_000_000) }
 
     private mutating func prepare(
         _ ballot: Ballot, forced: Bool, _ message: QuorumMessage, from node: NodeID, now: BootNanoseconds,
         effects: inout [AcceptorEffect]
     ) {
         guard var next = state else { return }
-        if let reason = blocked(node, now: now) {
+        if let reason = blocked(node, now: now) ?? (forced ? heldByAnother(of: node, now: now) : nil) {
             refuse(ballot, .prepare, reason, message, from: node, effects: &effects)
             return
         }

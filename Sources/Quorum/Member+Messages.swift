@@ -73,14 +73,20 @@ extension Member {
         votesWerePutBack(effects: &effects)
     }
 
-    /// An empty node takes a seed from the other one and answers everything else with "I am empty".
+    /// An empty node takes a seed from the other one and answers everything else with "I am empty". The witness answers it
+    /// in a forced round only.
     private mutating func receiveUnformed(
         _ message: QuorumMessage, from voter: Voter, effects: inout [MemberEffect]
     ) {
-        guard let asker = voter.node else { return }
+        guard let asker = voter.node else {
+            if draft != nil { receiveAnswer(message, from: voter, effects: &effects) }
+            return
+        }
         if case .empty = message.body { return }
+        peerFormedAt = now
         passToAcceptorUnformed(message, from: asker, effects: &effects)
         if let state {
+            endReforming(.refused("node \(asker) has given this node new votes meanwhile"), effects: &effects)
             memory = state.memory
             log.logComplete = false
             nextRoundAt = now

@@ -64,7 +64,7 @@ struct PromotionOrder: Sendable {
 extension Member {
     /// The newest decision that this node has heard of, chosen or its own.
     public var newestDecision: Decision? {
-        [known, peerChosen, state?.accepted].compactMap { $0 }.max { $0.sequence < $1.sequence }
+        [known, peerChosen, (state ?? forgotten)?.accepted].compactMap { $0 }.max { $0.sequence < $1.sequence }
     }
 
     /// Why this node is not to be promoted by force now, for an administrator; nil: it may be tried.
@@ -111,7 +111,7 @@ extension Member {
         let peer = node.peer
         switch mode {
         case .standby: break
-        case .unformed: return "this node has no part in the mirror yet: there is nothing that it could serve"
+        case .unformed: return objectionToReforming(seedWitness: seedWitness)
         case .opening, .serving, .draining: return "node \(node) serves already, or is about to"
         case .closing, .handedOver: return "node \(node) is just giving up its service: look at `lockstep status`"
         case .stopped(diskFailed: false): return "node \(node) is stopped: `lockstep start` first"
@@ -155,7 +155,12 @@ extension Member {
             endPromotion(.inDoubt, effects: &effects)
             return lead(current, effects: &effects)
         }
-        let next = forcedDecision(after: current, epochs: 1)
+        return proposeByForce(forcedDecision(after: current, epochs: 1), instead: current, effects: &effects)
+    }
+
+    mutating func proposeByForce(
+        _ next: Decision, instead current: Decision, effects: inout [MemberEffect]
+    ) -> Decision {
         foundBehind = false
         inheritance = .byForce(since: next.epoch)
         if firstOwnEpoch == nil { firstOwnEpoch = next.epoch }
@@ -166,7 +171,7 @@ extension Member {
         return next
     }
 
-    private func forcedDecision(after current: Decision, epochs: UInt32) -> Decision {
+    func forcedDecision(after current: Decision, epochs: UInt32, sequences: UInt64 = forcedSequenceStep) -> Decision {
         var base = current
         for other in [known, peerChosen] {
             guard let other else { continue }
@@ -174,7 +179,7 @@ extension Member {
             base.epoch = max(base.epoch, other.epoch)
         }
         return Decision(
-            sequence: base.sequence + Member.forcedSequenceStep,
+            sequence: base.sequence + sequences,
             epoch: Epoch(rawValue: epoch(after: base).rawValue + epochs - 1), primary: node, inSync: NodeSet(node))
     }
 
@@ -192,8 +197,12 @@ extension Member {
         if order.seedsWitness { seedByForce(order, effects: &effects) }
     }
 
-    private var whyNotPromoted: String {
+    var whyNotPromoted: String {
         switch order?.refusal {
+        case .leaseHeld where state == nil:
+            return
+                "a voter says that a lease runs: node \(node.peer) still serves, or a copy of this node does. Mend the link to "
+                + "it, or stop it for certain, then try again"
         case .leaseHeld:
             return
                 "node \(node.peer) still serves: a voter says that it holds the lease. Mend the link to it, or stop it "
@@ -203,6 +212,10 @@ extension Member {
                 "a voter has restarted and still keeps what its earlier process may have promised: try again in a few "
                 + "seconds"
         case .ballot: return "the voters were busy with other rounds: try again"
+        case nil where state == nil:
+            return
+                "the witness has not answered: it must be reachable, because this node has no votes to decide with before "
+                + "it has"
         case nil:
             return
                 "no second room has answered: the witness, or node \(node.peer), must be reachable; one room decides "

@@ -63,7 +63,11 @@ extension Member {
             }
             if let next = change(current, effects: &effects) {
                 proposer.propose(next)
-                ask(own, effects: &effects)
+                if draft != nil {
+                    form(accepting: next, effects: &effects)
+                } else {
+                    ask(own, effects: &effects)
+                }
             } else {
                 // One that is behind can only wait for the other one: its rounds must not get into the way of those.
                 loseRound(wait: foundBehind ? timing.roundWaitLast * 3 : nil)
@@ -78,6 +82,7 @@ extension Member {
     private mutating func change(_ current: Decision, effects: inout [MemberEffect]) -> Decision? {
         switch proposer.purpose {
         case .lead: return lead(current, effects: &effects)
+        case .force where draft != nil: return forceWithoutVotes(current, effects: &effects)
         case .force: return force(current, effects: &effects)
         case .goAlone, .add, .confirm: break
         }
@@ -227,7 +232,7 @@ extension Member {
         }
     }
 
-    private func remaining(_ reason: RoundRefusal) -> BootNanoseconds? {
+    func remaining(_ reason: RoundRefusal) -> BootNanoseconds? {
         switch reason {
         case .ballot: nil
         case .leaseHeld(let milliseconds), .restarted(let milliseconds): UInt64(milliseconds) * 1_000_000

@@ -38,7 +38,7 @@ extension Member {
 
     /// What to do next. Called after each event; does nothing twice.
     mutating func evaluate(effects: inout [MemberEffect]) {
-        guard state != nil else { return }
+        guard state != nil else { return tendReforming(effects: &effects) }
         tendLease(effects: &effects)
         tendRound(effects: &effects)
         switch mode {

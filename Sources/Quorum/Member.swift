@@ -8,7 +8,8 @@
 /// ```
 ///
 /// The sources: this file holds the state and the events; `Member+Messages` what the voters say; `Member+Rounds` rounds
-/// and their outcome; `Member+Service` serving, leases and what to do next; `Member+Role` what status shows.
+/// and their outcome; `Member+Service` serving, leases and what to do next; `Member+Promotion` and `Member+Reforming` what
+/// an administrator orders by force; `Member+Role` what status shows.
 public struct Member: Sendable {
     /// What the node does.
     enum Mode: Sendable, Hashable {
@@ -79,6 +80,8 @@ public struct Member: Sendable {
     /// An administrator's order to lead by force, while it lasts. In memory only: a restart forgets it.
     var order: PromotionOrder?
     var promotion = PromotionState.none
+    /// The forgotten votes, as they take part in a forced round before this node has votes again.
+    var draft: AcceptorState?
 
     // The other voters.
     var incarnations = PerVoter<Incarnation?>(nil)
@@ -93,6 +96,8 @@ public struct Member: Sendable {
     var lastNumber: UInt64 = 0
     var peerPhase = NodePhase.idle
     var peerChosen: Decision?
+    /// When this node, without votes, last heard the other one speak as one that has some.
+    var peerFormedAt: BootNanoseconds?
     var nameTakenBy: MirrorID?
     /// Its last answer to a lease request was that it does not grant for so long.
     var findsGrantTooLong = PerVoter<Bool>(false)
@@ -184,8 +189,8 @@ public struct Member: Sendable {
         mode = start.state == nil ? .unformed : .standby
         nextRoundAt = now
         var begun = Acceptor(
-            voter: own, state: start.state, timing: timing, startedAt: now, seed: generator.next(),
-            memory: NodeMemory(mark: start.committed))
+            voter: own, state: start.state, forgotten: start.forgotten, timing: timing, startedAt: now,
+            seed: generator.next(), memory: NodeMemory(mark: start.committed))
         var wanted: [AcceptorEffect] = []
         begun.start(effects: &wanted)
         acceptor = begun

@@ -2,6 +2,9 @@
 public struct MemberStart: Sendable {
     /// What the acceptor's file holds; nil if there is none: the node is empty until the other one seeds it.
     public var state: AcceptorState?
+    /// Without a state: the one that this node has forgotten, if it was kept (`MemberEffect.persist`). Which of the two
+    /// counts when both are there, `AcceptorState.recalled` says.
+    public var forgotten: AcceptorState?
     /// The journal holds everything this node ever received: it was stopped cleanly, or the mirror is wholly `strict`.
     public var logComplete: Bool
     /// This node's files are whole, and its journal's. If not, it may serve nothing until the other node has mended them,
@@ -14,10 +17,11 @@ public struct MemberStart: Sendable {
     /// The last record that the journal knows to have been on the disk of every node in sync.
     public var committed: LogMark
     public init(
-        state: AcceptorState?, logComplete: Bool, isUsable: Bool = true, lastEpoch: Epoch, lastSeq: Seq,
-        committed: LogMark = .zero
+        state: AcceptorState?, forgotten: AcceptorState? = nil, logComplete: Bool, isUsable: Bool = true,
+        lastEpoch: Epoch, lastSeq: Seq, committed: LogMark = .zero
     ) {
         self.state = state
+        self.forgotten = forgotten
         self.logComplete = logComplete
         self.isUsable = isUsable
         self.lastEpoch = lastEpoch
@@ -88,7 +92,7 @@ public enum MemberEvent: Sendable {
 
     /// Lead although this node is not in sync: what the other one acknowledged and this one lacks is lost. Carried out at
     /// most once, within a bounded time, and never again after a restart (`Member+Promotion`). The shell has made sure
-    /// that this node's copy is whole.
+    /// that this node's copy is whole. Also on a node that has forgotten its votes (`Member+Reforming`).
     ///
     /// - `seedWitness`: also give an empty witness its memory from here, which otherwise takes the other node too.
     case requestPromotion(seedWitness: Bool)
@@ -171,8 +175,9 @@ public enum PromotionState: Sendable, Hashable {
 
 /// What the member asks of the shell. Carry them out in this order, with the duties named at each.
 public enum MemberEffect: Sendable {
-    /// Write the acceptor's file: temporary file, flush, rename, flush of the directory. THEN report `persisted`. nil:
-    /// remove it. When several wait, writing only the newest and reporting all of their tokens is enough.
+    /// Write the acceptor's file: temporary file, flush, rename, flush of the directory; remove what was put aside. THEN
+    /// report `persisted`. nil: put the file aside, by one rename, for `MemberStart.forgotten`; without a file leave what
+    /// was put aside before. When several wait, writing only the newest and reporting all of their tokens is enough.
     case persist(AcceptorState?, token: UInt64)
     /// Send, or drop if there is no connection: every question is repeated.
     case send(Voter, QuorumMessage)

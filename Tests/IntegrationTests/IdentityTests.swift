@@ -150,6 +150,29 @@ extension WholeSystem {
             }
         }
 
+        /// The votes are gone, and were not forgotten: the node does not start, and says what the choices are.
+        @Test func failure18ANodeThatHasLostItsVotesSaysWhatTheChoicesAre() throws {
+            try Harness.withCluster(configure: Small.configuration) { cluster in
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let beta = cluster.beta
+                let state = "/var/lib/lockstep/ledger"
+                try #require(cluster.daemon(beta)).stop(within: 60)
+                try beta.room.succeed(["rm", "\(state)/votes"])
+                let daemon = try cluster.startDaemon(beta)
+                try #require(try daemon.waitForEnd(within: Small.stepSecondsMax) == 1)
+                let words = daemon.logTail(lines: 3)
+                for needed in ["votes is missing", "lockstep init", "alpha is lost for good"] {
+                    try #require(words.contains(needed), "\(needed) is not in: \(words)")
+                }
+                try cluster.lockstep(beta, ["init"])
+                try cluster.startDaemon(beta)
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try #require(try beta.room.succeed(["ls", state]).contains("journal.set-aside-"))
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
         @Test func failure18AnEmptyDiskIsFilledAndAPlaceWithoutItsDiskNever() throws {
             try Harness.withDisks { cluster in
                 let (client, guardian) = try HarnessClient.begin(cluster)

@@ -1,5 +1,5 @@
 //  The only node in sync is lost for good: what an administrator can do, what is lost, and what becomes of it. Lines 3,
-//  10 and 34 of the table of failures.
+//  10, 18 and 34 of the table of failures.
 import Foundation
 import Rooms
 import Testing
@@ -195,6 +195,75 @@ extension WholeSystem {
                 try #require(cluster.status(cluster.beta)?.witnessState == "answering")
                 guardian.stop()
                 try guardian.check()
+            }
+        }
+
+        /// Beta's votes are put back to an older state and forgotten, and alpha, which could give it new ones, is lost for
+        /// good.
+        @Test func failure18ANodeThatHasForgottenItsVotesIsPromotedWhenTheOtherOneIsLostForGood() throws {
+            try Harness.withCluster(configure: Small.configuration) { cluster in
+                let guardian = AddressGuard(cluster)
+                defer { guardian.stop() }
+                let (alpha, beta) = (cluster.alpha, cluster.beta)
+                let state = "/var/lib/lockstep/ledger"
+                try beta.room.succeed(["cp", "-a", "\(state)/votes", "\(state)/votes.old"])
+                for _ in 0..<2 {
+                    try #require(cluster.daemon(beta)).killNow()
+                    try cluster.startDaemon(beta)
+                    try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                }
+                let word = String(UInt64.random(in: 0...UInt64.max), radix: 36)
+                try write("both have \(word)", to: "common.txt", on: alpha)
+                try cluster.lose(beta)
+                try cluster.waitFor(alpha, "goes on alone") { $0.role == "ALONE" }
+                try write("only alpha has \(word)", to: "lost.txt", on: alpha)
+                try cluster.lose(alpha)
+                try beta.room.succeed(["mv", "\(state)/votes.old", "\(state)/votes"])
+                try cluster.bringBack(beta)
+                let waits = try cluster.waitFor(beta, "has forgotten its votes") { $0.reason == "notSeeded" }
+                try #require(waits.role == "WAIT" && waits.explanation.contains("forgotten"), "\(waits.explanation)")
+                try waitUntil("the votes are put aside", within: Small.stepSecondsMax) {
+                    try beta.room.succeed(["ls", state]).split(separator: "\n").filter { $0.hasPrefix("votes") }
+                        == ["votes.forgotten"]
+                }
+                // Its next process has none either, and waits as well.
+                try #require(cluster.daemon(beta)).killNow()
+                try cluster.startDaemon(beta)
+                try cluster.waitFor(beta, "waits") { $0.role == "WAIT" && $0.reason == "notSeeded" }
+
+                let asked = try promote(cluster, beta)
+                try #require(asked.status == 1)
+                for needed in ["LOST", "record", "alpha", "put back", "nothing was changed", "--accept-loss"] {
+                    try #require(asked.text.contains(needed), "\(needed) is not in: \(asked.text)")
+                }
+                try cluster.watchThatDoesNotServe(beta, for: Small.temptationSeconds)
+                let done = try promote(cluster, beta, ["--accept-loss"])
+                try #require(done.status == 0, "\(done)")
+                let status = try cluster.waitFor(beta, "serves alone") { $0.role == "ALONE" }
+                try #require(status.statements.contains { $0.contains("promoted by force") })
+                try #require(content("common.txt", on: beta) == "both have \(word)")
+                try #require(content("lost.txt", on: beta) == nil)
+                try write("only since", to: "new.txt", on: beta)
+                // It is promoted for good: the next process serves by its new votes.
+                try #require(cluster.daemon(beta)).killNow()
+                try cluster.startDaemon(beta)
+                try cluster.waitFor(beta, "serves again") { $0.role == "ALONE" }
+                let client = try HarnessClient(cluster, within: Small.stepSecondsMax)
+
+                try cluster.bringBack(alpha)
+                try expectInSyncAgain(cluster, primary: beta)
+                for node in cluster.nodes {
+                    try #require(content("new.txt", on: node) == "only since")
+                    try #require(content("lost.txt", on: node) == nil)
+                }
+                let saved = try rescues(cluster, alpha)
+                try #require(saved.count == 1)
+                let listed = try dump(alpha, [saved[0]])
+                try #require(listed.status == 0 && listed.text.contains("lost.txt"), "\(listed)")
+                let files = try beta.room.succeed(["ls", state]).split(separator: "\n")
+                try #require(files.contains("votes") && !files.contains("votes.forgotten"), "\(files)")
+                try client.waitForTransfers(within: Small.stepSecondsMax)
+                try cluster.expectWellAfterwards(client, guardian)
             }
         }
 

@@ -455,7 +455,7 @@ extension TestNode {
         _ = try IdentityTests.aged(pair, cleanly: true)
         let configuration = pair.b.configuration
         // The votes stay; only that there are any matters here.
-        try VoteFile(path: StateFiles.votes(configuration)).store(
+        try VoteFile(configuration).store(
             AcceptorState.genesis(mirror: pair.mirror, name: "test", node: .b, birth: 5))
         #expect(throws: StartError.self) { try NodePreparation.join(configuration, node: .b, logger: quiet) }
         #expect(run("/bin/rm", "-rf", configuration.backing) == 0)
@@ -475,7 +475,13 @@ extension TestNode {
         func keptOnes() throws -> [String] {
             try FileManager.default.contentsOfDirectory(atPath: state).filter { $0.hasPrefix("journal.set-aside-") }
         }
+        // So are votes that were forgotten, without which that journal cannot be served.
+        let forgotten = StateFiles.forgottenVotes(configuration)
+        try StateFile.replace(
+            forgotten,
+            with: AcceptorState.genesis(mirror: pair.mirror, name: "test", node: .b, birth: 5).encoded())
         try NodePreparation.join(configuration, node: .b, logger: quiet)
+        #expect(access(forgotten, F_OK) != 0)
         let kept = try keptOnes()
         try #require(kept.count == 1 && access(journal, F_OK) != 0)
         let map = try JournalMap(image: JournalReader(path: state + "/" + kept[0]), mirror: pair.mirror)

@@ -2,9 +2,11 @@ import Quorum
 import Testing
 
 /// A world in which nothing goes wrong unless the test says so.
-private func calmWorld(seed: UInt64, loneRestart: UInt64? = nil, bugs: Set<PlantedBug> = []) -> World {
+private func calmWorld(
+    seed: UInt64, loneRestart: UInt64? = nil, bugs: Set<PlantedBug> = [], loss: UInt64 = 0
+) -> World {
     var options = WorldOptions()
-    options.loss = 0
+    options.loss = loss
     options.duplicates = 0
     options.late = 0
     options.traces = true
@@ -15,9 +17,9 @@ private func calmWorld(seed: UInt64, loneRestart: UInt64? = nil, bugs: Set<Plant
 
 /// Both nodes in sync, and the one that serves; nil if it never came to that.
 func whole(
-    _ seed: UInt64, loneRestart: UInt64? = nil, bugs: Set<PlantedBug> = []
+    _ seed: UInt64, loneRestart: UInt64? = nil, bugs: Set<PlantedBug> = [], loss: UInt64 = 0
 ) -> (World, SimulatedNode, SimulatedNode)? {
-    let world = calmWorld(seed: seed, loneRestart: loneRestart, bugs: bugs)
+    let world = calmWorld(seed: seed, loneRestart: loneRestart, bugs: bugs, loss: loss)
     guard world.run(until: { world.isHealthy }, milliseconds: 30_000), let server = world.server else {
         Issue.record("seed \(seed): never whole: \(world.roles)")
         return nil

@@ -48,6 +48,8 @@ class Machine {
     var clockOffset: UInt64 = 0
     var clockRate: UInt64 = 1_000_000  // millionths
     var disk: AcceptorState?
+    /// What a node has forgotten and kept aside.
+    var forgotten: AcceptorState?
     /// When the last write of the voter's state ends: they reach the disk in order.
     var writtenAt: UInt64 = 0
     /// Writes of the voter's state take this long at most, in ms.
@@ -237,9 +239,13 @@ final class World {
         node.toDataAt = 0
         node.toMemberAt = 0
         let complete = node.data.isComplete && node.data.durable == node.data.log.count
+        let found = AcceptorState.recalled(votes: node.disk, forgotten: node.forgotten)
+        node.disk = found.votes
+        if found.votes == nil { node.forgotten = found.forgotten }
         let start = MemberStart(
-            state: node.disk, logComplete: complete, lastEpoch: node.data.log.last?.epoch ?? .none,
-            lastSeq: Seq(rawValue: UInt64(node.data.log.count)), committed: node.data.committedMark)
+            state: found.votes, forgotten: found.forgotten, logComplete: complete,
+            lastEpoch: node.data.log.last?.epoch ?? .none, lastSeq: Seq(rawValue: UInt64(node.data.log.count)),
+            committed: node.data.committedMark)
         step(node, .start(start))
         tick(node)
     }
@@ -377,6 +383,12 @@ final class World {
             guard machine.process == process || (coin && !early && machine.process == process + 1 && !machine.isUp)
             else {
                 return
+            }
+            if state == nil {
+                machine.forgotten = machine.disk ?? machine.forgotten
+            } else if machine.process == process {
+                // Who dies now may leave both.
+                machine.forgotten = nil
             }
             machine.disk = state
             note(vote: state, of: machine.voter)
