@@ -120,7 +120,9 @@ public struct ByteReader: Sendable {
         let decision = Decision(
             sequence: try get(UInt64.self, "decision sequence"), epoch: try getEpoch(), primary: try getNodeID(),
             inSync: try getNodeSet())
-        guard decision.inSync.isValid, decision.inSync.contains(decision.primary), decision.epoch < Epoch.limit else {
+        guard decision.inSync.isValid, decision.inSync.contains(decision.primary), decision.epoch < Epoch.limit,
+            decision.sequence < Decision.sequenceLimit
+        else {
             throw DecodingError("invalid decision", at: start)
         }
         return decision

@@ -126,6 +126,8 @@ public struct FileID: RawRepresentable, Sendable, Hashable, Comparable, CustomSt
 public struct Decision: Sendable, Hashable, CustomStringConvertible {
     /// Grows by one with every change.
     public var sequence: UInt64
+    /// Decisions of this number and later ones are refused, as those of `Epoch.limit`.
+    public static let sequenceLimit: UInt64 = 1 << 62
     public var epoch: Epoch
     public var primary: NodeID
     /// The nodes that hold every acknowledged write.

@@ -17,6 +17,8 @@
 public struct WitnessInstance: Sendable, Hashable, Comparable, CustomStringConvertible {
     /// Grows by one each time the witness is seeded.
     public var generation: UInt32
+    /// Instances of this generation and later ones are refused, as with `Ballot.numberLimit`.
+    public static let generationLimit: UInt32 = 1 << 31
     /// The number the empty witness drew when it started, so that a late seed for one never fits another.
     public var birth: UInt64
     public init(generation: UInt32, birth: UInt64) {
@@ -41,6 +43,9 @@ public struct Ballot: Sendable, Hashable, Comparable, CustomStringConvertible {
         self.number = number
         self.node = node
     }
+    /// Ballots of this number and later ones are refused: the last ones are kept for those that follow on one that was
+    /// heard of.
+    public static let numberLimit: UInt64 = 1 << 62
     /// Below every ballot that is ever used.
     public static let zero = Ballot(instance: .none, number: 0, node: .a)
     public static func < (left: Ballot, right: Ballot) -> Bool {
@@ -314,6 +319,10 @@ extension ByteReader {
         let generation = try get(UInt32.self, "ballot generation")
         let birth = try get(UInt64.self, "ballot birth")
         let number = try get(UInt64.self, "ballot number")
+        // Nobody counts as far as that. A voter that took one of a stranger could never count on.
+        guard number < Ballot.numberLimit, generation < WitnessInstance.generationLimit else {
+            throw DecodingError("invalid ballot", at: offset)
+        }
         return Ballot(
             instance: WitnessInstance(generation: generation, birth: birth), number: number, node: try getNodeID())
     }

@@ -138,7 +138,7 @@ extension Journal {
         superblock.checkpointSeq = base
         superblock.isIncomplete = isIncomplete
         superblock.isStrict = isStrict
-        let unfinished = path + ".unfinished"
+        let unfinished = unfinishedPath(path)
         let descriptor = unsafe clinux_open(unfinished, O_RDWR | O_CREAT | O_TRUNC | CLINUX_O_DIRECT, 0o600)
         guard descriptor >= 0 else { throw JournalError.system(descriptor, "cannot create journal", unfinished) }
         defer { _ = clinux_close(descriptor) }
@@ -153,6 +153,9 @@ extension Journal {
         }
         try synchronizeDirectory(of: path)
     }
+
+    /// Where a journal is built; a creation that was killed leaves it behind, and the next one begins there anew.
+    public static func unfinishedPath(_ path: String) -> String { path + ".unfinished" }
 
     private static func fill(
         _ descriptor: Int32, _ layout: JournalLayout, _ superblock: Superblock, _ path: String,

@@ -150,7 +150,7 @@ public final class Journal {
         listedSeq = scan.lastSeq
         listedEnd = scan.wholeEnd
         // From now on every superblock says it, whatever else there is that proves it: see `nextSuperblock`.
-        if isDamaged { wanted.durableSeq = max(wanted.durableSeq, lastKnownSeq) }
+        if isDamaged { wanted.durableSeq = max(wanted.durableSeq, scan.provenSeq) }
         unsettled = scan
         if settles { try settle() }
     }

@@ -43,6 +43,7 @@ struct JournalScan {
     private var aheadEntries: [Seq: HeaderEntry] = [:]
     private var behindEntries: [Seq: HeaderEntry] = [:]
     private var highestEntry = Seq.zero
+    private var provenByDamage = Seq.zero
     /// Behind the batch at the checkpoint.
     let start: RingAddress
     /// Everything below is behind the walk's place.
@@ -62,6 +63,11 @@ struct JournalScan {
     }
 
     var lastSeq: Seq { whole.last?.lastSeq ?? superblock.checkpointSeq }
+    /// Certainly was on this disk once, damaged now or not. Less than the end of what is damaged: a batch that was still under
+    /// way when the process died may lie behind a hole, and proves nothing of what should be between.
+    var provenSeq: Seq {
+        max(superblock.provenSeq, lastSeq, provenByDamage, aheadEntries.values.map(\.lastSeq).max() ?? .zero)
+    }
     var lastChain: UInt64 { whole.last?.chain ?? superblock.checkpointChain }
     var wholeEnd: RingAddress { whole.last?.end ?? start }
 
@@ -238,6 +244,7 @@ struct JournalScan {
         end = entry.end
         guard !damage.isEmpty else { return whole.append(entry) }
         suspended.append(entry)
+        provenByDamage = max(provenByDamage, header.durableSeq)
         if case .intact(let batch) = body { addDoubts(batch.header, batch.records, .behindDamage, address) }
     }
 
@@ -246,7 +253,9 @@ struct JournalScan {
         _ expected: Seq, _ look: Look, _ entry: HeaderEntry?, _ later: [(RingAddress, BatchHeader)]
     ) -> (Seq, UInt64)? {
         let position = layout.fileOffset(look.address)
+        provenByDamage = max(provenByDamage, expected, later.map(\.1.durableSeq).max() ?? .zero)
         if look.finding == .expected, let header = look.header {
+            provenByDamage = max(provenByDamage, header.lastSeq)
             damage.append(Damage(first: expected, last: header.lastSeq, position: position, header: header))
             addDoubts(look)
             end = look.address + header.diskLength

@@ -53,6 +53,7 @@ final class AdminServer {
     private let descriptor: Int32
     private let path: String
     private var clients: [Int32: Client] = [:]
+    private var watch: Watch?
 
     private final class Client {
         let descriptor: Int32
@@ -74,7 +75,7 @@ final class AdminServer {
         guard bound == 0, unsafe chmod(path, 0o600) == 0, listen(descriptor, 8) == 0 else {
             throw StartError("cannot listen on \(path): \(errorText(errno))")
         }
-        _ = reactor.watch(descriptor, read: true, write: false) { [self] _ in accept() }
+        watch = reactor.watch(descriptor, read: true, write: false) { [self] _ in accept() }
     }
 
     private func accept() {
@@ -82,7 +83,16 @@ final class AdminServer {
             var room = sockaddr_un()
             var length = UInt32(MemoryLayout<sockaddr_un>.size)
             let accepted = unsafe clinux_accept(descriptor, &room, &length)
-            guard accepted >= 0 else { return }
+            guard accepted >= 0 else {
+                // Out of descriptors or memory: the client still waits, and would be reported again at once.
+                guard accepted == -EAGAIN || accepted == -EINTR || accepted == -ECONNABORTED else {
+                    logger.error("cannot accept on \(path) for now: \(errorText(accepted))")
+                    watch?.change(read: false, write: false)
+                    _ = reactor.after(milliseconds: 1000) { [self] in watch?.change(read: true, write: false) }
+                    return
+                }
+                return
+            }
             guard clients.count < AdminServer.connectionLimit else {
                 close(accepted)
                 continue

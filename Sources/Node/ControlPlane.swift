@@ -72,6 +72,10 @@ final class ControlPlane {
     private var drains = 0
     /// It was to be started while everything stood still.
     private var startsAtThaw = false
+    /// What the checker said while the application stood still; looked at when it goes on.
+    private var failureAtThaw: String?
+    /// Counts the times that the service was opened here.
+    private var openings = 0
     /// A start was under way when everything was frozen: its time went on, so that its failure may not be its own.
     private var startWasFrozen = false
     private(set) var isFrozen = false
@@ -341,12 +345,17 @@ final class ControlPlane {
         order { $0.thaw() }
         holdAddresses()
         if startsAtThaw { startApplication() }
+        if let failure = failureAtThaw {
+            failureAtThaw = nil
+            applicationFailed(failure)
+        }
         logger.notice("thawed: the lease is back")
     }
 
     private func opened(_ epoch: Epoch) {
         guard !isClosing else { return }
         openEpoch = epoch
+        openings += 1
         isDraining = false
         hasDrained = false
         holdAddresses()
@@ -358,6 +367,8 @@ final class ControlPlane {
         startsAtThaw = isFrozen
         guard openEpoch != nil, !isDraining, !isFrozen, !isEnding else { return }
         startWasFrozen = false
+        // At once: a freeze that comes before the report must know that something is about to be born.
+        if service?.application != nil { application = (.starting, "") }
         service?.startApplication()
     }
 
@@ -388,6 +399,7 @@ final class ControlPlane {
         isDraining = false
         hasDrained = false
         startsAtThaw = false
+        failureAtThaw = nil
         startWasFrozen = false
         isFrozen = false
         leaseUntil = 0
@@ -462,12 +474,19 @@ final class ControlPlane {
     func applicationFailed(_ text: String) {
         logger.error("the application failed its check: \(text)")
         guard let service, openEpoch != nil else { return }
+        // Its address goes with the lease, and before it stands still: that may be all that the check has noticed.
+        guard !isFrozen else {
+            failureAtThaw = text
+            return
+        }
         // Refused, for one, while the other node is silent and not recorded as lost yet. No check runs any more.
-        if role?.decision?.inSync == .both, request(.requestSwap) == nil { return }
+        if role?.decision?.inSync == .both, request(.requestMove) == nil { return }
         let handle = ThreadBound(self)
+        let opening = openings
         service.stopApplication { isStopped in
             let control = handle.value
-            if isStopped { control.startApplication() }
+            // Opened anew meanwhile, it has started the application already.
+            if isStopped, control.openings == opening { control.startApplication() }
         }
     }
 

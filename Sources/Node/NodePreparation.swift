@@ -31,6 +31,8 @@ public enum NodePreparation {
         var generator = SystemRandomNumberGenerator()
         let mirror = MirrorID(random: &generator)
         try discardJournal(configuration, logger)
+        // Votes of another mirror, or of this one before: see `join`.
+        try StateFile.remove(StateFiles.forgottenVotes(configuration))
         // Before the files are gone through, which may take long.
         try checkRoomForJournal(configuration)
         let tree = try PlainTree(
@@ -103,7 +105,7 @@ public enum NodePreparation {
     private static func discardJournal(_ configuration: MirrorConfiguration, _ logger: Logger) throws {
         let path = StateFiles.journal(configuration)
         guard unsafe access(path, F_OK) == 0 else { return }
-        // Every start of the daemon writes its superblock; one that cannot be read may be anything.
+        // Every start that came as far as its files has written its superblock; one that cannot be read may be anything.
         let generation = try SuperblockSet(image: JournalReader(path: path)).agreed?.superblock.generation
         if generation != 0 {
             let kept = path + ".set-aside-\(generation ?? 0)"
@@ -121,9 +123,11 @@ public enum NodePreparation {
 
     /// Before it is begun: a journal that takes the last free block keeps the votes beside it from being written.
     private static func checkRoomForJournal(_ configuration: MirrorConfiguration) throws {
+        // What a creation that was killed has left would be overwritten, and must not count as used.
+        unsafe _ = unlink(Journal.unfinishedPath(StateFiles.journal(configuration)))
         var space = statvfs()
         guard unsafe statvfs(configuration.state, &space) == 0 else { return }
-        let free = UInt64(space.f_bavail) * UInt64(space.f_frsize)
+        let free = UInt64(geteuid() == 0 ? space.f_bfree : space.f_bavail) * UInt64(space.f_frsize)
         let needed = UInt64(configuration.journal.sizeBytes) + roomBesideJournal
         guard free < needed else { return }
         let mebibytes = { (bytes: UInt64) in "\(bytes >> 20) MiB" }

@@ -48,6 +48,8 @@ public final class NodeProcess: @unchecked Sendable {
     private var dialers: [Dialer] = []
     private var admin: AdminServer?
     private var stopWaiters: [() -> Void] = []
+    /// Begun, in this process: it is tried until it is made.
+    private var isMakingJournal = false
     /// Messages of decisions and leases that came in the name of another mirror or session.
     private(set) var refusedControlMessages: UInt64 = 0
     // Confined to the data thread.
@@ -297,7 +299,8 @@ public final class NodeProcess: @unchecked Sendable {
 
     /// The node was empty and has an identity now: make the journal (seconds, elsewhere), then the data plane.
     private func seeded(_ state: AcceptorState) {
-        guard unsafe access(StateFiles.journal(configuration), F_OK) != 0 else { return }
+        guard !isMakingJournal, unsafe access(StateFiles.journal(configuration), F_OK) != 0 else { return }
+        isMakingJournal = true
         let box = Unchecked(self)
         Thread.detachNewThread {
             let process = box.value

@@ -25,6 +25,8 @@ final class Service: Sendable {
     private let killer: WorkerPool
     /// Grows with every kill that is asked for: a start that was asked for before is called off.
     private let kills = Atomic<UInt64>(0)
+    /// Whether the application is to stand still, also one that is only about to be born.
+    private let isFrozen = Atomic<Bool>(false)
     private let control: ReactorHandle
     private let logger: Logger
     /// Why the addresses could not be raised the last time; said once, not with each renewal.
@@ -64,8 +66,9 @@ final class Service: Sendable {
         self.onCheckFailed = onCheckFailed
     }
 
+    /// Joined by what neither name can have: of mirror `db`, node `x-1` and mirror `db-x`, node `1` each has its own.
     private static func groupName(_ configuration: MirrorConfiguration, _ node: NodeID) -> String {
-        "\(configuration.name)-\(configuration.node(node).name)"
+        "\(configuration.name)@\(configuration.node(node).name)"
     }
 
     private static func addresses(
@@ -88,9 +91,15 @@ final class Service: Sendable {
         } catch {
             logger.error("\(error)")
         }
+        removeApplication(of: groupName(configuration, node), configuration, logger)
+        // What an earlier build called it.
+        removeApplication(of: "\(configuration.name)-\(configuration.node(node).name)", configuration, logger)
+    }
+
+    private static func removeApplication(of name: String, _ configuration: MirrorConfiguration, _ logger: Logger) {
         do {
             // Also where the configuration names no application any more.
-            let group = try ControlGroup.left(name: groupName(configuration, node), logger: logger)
+            let group = try ControlGroup.left(name: name, logger: logger)
             do { try group?.kill(milliseconds: 0) } catch { logger.error("\(error)") }
             // Who waits in a request for the mirrored directory dies when that has gone.
             MountGuard.clear(configuration.path)
@@ -113,9 +122,14 @@ final class Service: Sendable {
             if killer.trySubmit({ isQuiet.signal() }) { isQuiet.wait() }
             let ticket = application.ticket
             guard kills.load(ordering: .sequentiallyConsistent) == asked else { return }
+            // Nobody was there to be frozen. It is started when the lease is back.
+            guard !isFrozen.load(ordering: .sequentiallyConsistent) else {
+                return report(.failed, "the lease was lost before it was started")
+            }
             do {
                 guard try application.start(ticket) else { return }
                 report(.running)
+                if isFrozen.load(ordering: .sequentiallyConsistent) { freezeWhatIsThere(application) }
                 try application.startChecking { [onCheckFailed, control] text in
                     _ = control.post { onCheckFailed(text) }
                 }
@@ -151,6 +165,7 @@ final class Service: Sendable {
     func killApplication() {
         guard let application else { return }
         kills.add(1, ordering: .sequentiallyConsistent)
+        isFrozen.store(false, ordering: .sequentiallyConsistent)
         killer.submit { [self] in
             do {
                 let left = try application.kill()
@@ -164,8 +179,14 @@ final class Service: Sendable {
 
     func freezeApplication() {
         guard let application else { return }
+        isFrozen.store(true, ordering: .sequentiallyConsistent)
+        freezeWhatIsThere(application)
+    }
+
+    private func freezeWhatIsThere(_ application: Application) {
         killer.submit { [self] in
             do {
+                guard isFrozen.load(ordering: .sequentiallyConsistent) else { return }
                 guard try application.isPopulated else { return }
                 if try !application.freeze() { logger.warning("the application is not frozen completely yet") }
                 report(.frozen)
@@ -177,6 +198,7 @@ final class Service: Sendable {
 
     func thawApplication() {
         guard let application else { return }
+        isFrozen.store(false, ordering: .sequentiallyConsistent)
         killer.submit { [self] in
             do {
                 try application.thaw()
@@ -192,6 +214,7 @@ final class Service: Sendable {
     func holdAddresses(until leaseEnd: UInt64) -> Bool {
         do {
             switch try addresses.refresh(until: leaseEnd) {
+            case .tooLate: return false
             case .lowered:
                 try addresses.raise(until: leaseEnd)
                 announcer.start()

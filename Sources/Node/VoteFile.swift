@@ -58,7 +58,8 @@ struct VoteFile: Sendable {
     func store(_ state: AcceptorState?) throws(StateFile.Failure) {
         guard let state else { return try StateFile.putAside(path, as: forgottenPath) }
         try StateFile.replace(path, with: state.encoded())
-        if unsafe access(forgottenPath, F_OK) == 0 { try StateFile.remove(forgottenPath) }
+        // Beside votes that count it does no harm (`recall`): no reason to be silent.
+        if unsafe access(forgottenPath, F_OK) == 0 { try? StateFile.remove(forgottenPath) }
     }
 }
 

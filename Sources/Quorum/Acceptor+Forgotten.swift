@@ -84,6 +84,7 @@ extension Acceptor {
         formed.accepted = decision
         formed.forcedEpoch = decision.epoch
         formed.leaseBar = ballot
+        formed.longestGrantMilliseconds = milliseconds(earlierGrant)
         forgotten = nil
         begin(formed, effects: &effects)
         let question = QuorumMessage(

@@ -35,7 +35,13 @@ public struct Acceptor: Sendable {
         var releasedNumber: UInt64 = 0
         var heard: UInt64 = 0
         var unheard = 0
+        /// The votes on which this node last took part in a decision, and those before, which it has no more: whoever still
+        /// goes by them is a copy of its machine, or has been given them back from a backup.
+        var votes: UInt64?
+        var retired: [UInt64] = []
     }
+    /// Earlier votes of one node that are remembered.
+    private static let retiredLimit = 8
     struct Held: Sendable {
         var token: UInt64
         var node: NodeID
@@ -51,7 +57,7 @@ public struct Acceptor: Sendable {
     private let timing: QuorumTiming
     private let startedAt: BootNanoseconds
     /// For how long an earlier process may have granted, whatever this one is configured for.
-    private let earlierGrant: BootNanoseconds
+    let earlierGrant: BootNanoseconds
     var generator: SmallGenerator
     /// The number of this empty life.
     var emptyBirth: UInt64
@@ -155,6 +161,9 @@ public struct Acceptor: Sendable {
     ) {
         guard isFresh(message.sender, from: node) else {
             // Late, and whoever gets the answer is the later process itself; or else it does not know what it has said.
+            if self[node].retired.contains(message.sender.birth) {
+                return tellRetired(message.sender.birth, of: node, effects: &effects)
+            }
             return tellWhatWasHeard(of: node, effects: &effects)
         }
         if state == nil {
@@ -202,18 +211,38 @@ public struct Acceptor: Sendable {
         effects.append(.reply(to: node, QuorumMessage(sender: incarnation, number: lastNumber, body: body)))
     }
 
+    private mutating func tellRetired(_ birth: UInt64, of node: NodeID, effects: inout [AcceptorEffect]) {
+        guard state != nil, isIncarnationDurable else { return }
+        lastNumber += 1
+        let body = QuorumMessage.Body.heard(birth: birth, session: .max, ballot: .zero)
+        effects.append(.reply(to: node, QuorumMessage(sender: incarnation, number: lastNumber, body: body)))
+    }
+
+    /// A decision was accepted from these votes of a node. Not sooner: an order that comes to nothing leaves those that
+    /// count as they are.
+    private mutating func retireVotes(before birth: UInt64, of node: NodeID) {
+        if let earlier = self[node].votes, earlier != birth {
+            self[node].retired = (self[node].retired.filter { $0 != earlier } + [earlier]).suffix(Acceptor.retiredLimit)
+        }
+        self[node].votes = birth
+    }
+
     // MARK: Memory
 
     /// Messages of an earlier process of a node are dropped. Else a late release of the old process could remove the
     /// grant that the new one serves on.
     private mutating func isFresh(_ sender: Incarnation, from node: NodeID) -> Bool {
+        if self[node].retired.contains(sender.birth) { return false }
         if let known = self[node].incarnation {
             if known.birth == sender.birth, sender.session < known.session { return false }
             if known == sender { return true }
             // A new process. The grant stays until it runs out: nobody may rely on it, but nobody lost it either.
             let grant = self[node].grant
             let ballot = known.birth == sender.birth ? self[node].ballot : .zero
+            let (votes, retired) = (self[node].votes, self[node].retired)
             self[node] = Client()
+            self[node].votes = votes
+            self[node].retired = retired
             self[node].ballot = ballot
             self[node].grant = grant.map { Grant(number: 0, until: $0.until) }
         }
@@ -363,6 +392,7 @@ public struct Acceptor: Sendable {
             refuse(ballot, .accept, .ballot, message, from: node, effects: &effects)
             return
         }
+        retireVotes(before: message.sender.birth, of: node)
         if ballot != next.acceptedBallot {
             // While a node is the sole member by a chosen decision, nobody else may change it, unless by force: what it
             // accepts from itself, still as the sole member, is as good as chosen, and it may go on seeding from it.
@@ -468,6 +498,7 @@ public struct Acceptor: Sendable {
             // Never shorter than before: the earlier grant may cover a lease that still runs.
             let until = max(now + request.grant, self[node].grant?.until ?? 0)
             self[node].grant = Grant(number: number, until: until)
+            if self[node].votes == nil { self[node].votes = message.sender.birth }
             // Only of one that gets the lease: what it says to be committed is in every later history but a forced one, and
             // that has a higher epoch.
             if request.committed > .zero { mark = max(mark, LogMark(epoch: request.epoch, seq: request.committed)) }

@@ -96,6 +96,8 @@ extension Member {
             effects.append(.adminRefused(why))
             return
         }
+        // Without votes it has asked nobody for long: only what the witness says from now on counts.
+        if state == nil { emptyBirth.witness = nil }
         // A round of its own that is under way ends, in doubt like any other.
         proposer.end()
         lastRefusal = nil
@@ -111,7 +113,7 @@ extension Member {
         let peer = node.peer
         switch mode {
         case .standby: break
-        case .unformed: return objectionToReforming(seedWitness: seedWitness)
+        case .unformed: return objectionToReforming()
         case .opening, .serving, .draining: return "node \(node) serves already, or is about to"
         case .closing, .handedOver: return "node \(node) is just giving up its service: look at `lockstep status`"
         case .stopped(diskFailed: false): return "node \(node) is stopped: `lockstep start` first"

@@ -44,7 +44,9 @@
 // own seed came first: the order ends.
 //
 // **A copy of this machine** that runs elsewhere is the same node to every voter, and would not be told by its birth. A
-// voter promises nothing by force while a grant runs that another process of the node has asked for.
+// voter promises nothing by force while a grant runs that another process of the node has asked for. And who accepts from new
+// votes of a node retires those before: a copy that comes back with them is told, gets no lease and forgets them
+// (`Acceptor.retireVotes`; in memory: not after a restart of that voter).
 
 extension Member {
     /// As `forcedSequenceStep`, for a node that does not know for how long it has forgotten.
@@ -77,7 +79,7 @@ extension Member {
             + "Node \(node.peer) does not serve by what the witness was given"
     }
 
-    func objectionToReforming(seedWitness: Bool) -> String? {
+    func objectionToReforming() -> String? {
         guard forgotten != nil else {
             return "this node has no part in the mirror yet: there is nothing that it could serve"
         }
@@ -85,7 +87,6 @@ extension Member {
         if let other = nameTakenBy {
             return "the witness serves another mirror of this name (id \(other)): mend that first"
         }
-        if emptyBirth.witness != nil, !seedWitness { return witnessIsEmpty }
         return nil
     }
 
@@ -128,7 +129,9 @@ extension Member {
             order?.refusal = reason
             return
         }
-        guard let next = self.acceptor?.draft(above: max(highestBallot, order?.seed?.ballot ?? .zero)) else { return }
+        // Not above the ballot of a seed: whether the witness has taken that, it says by its refusal. A ballot of an instance
+        // that it never was would make it forget what somebody else has given it.
+        guard let next = self.acceptor?.draft(above: highestBallot) else { return }
         draft = next
         memory.a = VoterMemory()
         memory.b = VoterMemory()

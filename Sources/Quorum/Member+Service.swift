@@ -333,7 +333,8 @@ extension Member {
 
     mutating func request(_ event: MemberEvent, effects: inout [MemberEffect]) {
         switch event {
-        case .requestSwap: requestSwap(effects: &effects)
+        case .requestSwap: requestSwap(byForce: false, effects: &effects)
+        case .requestMove: requestSwap(byForce: true, effects: &effects)
         case .requestPromotion(let seedWitness): requestPromotion(seedWitness: seedWitness, effects: &effects)
         case .requestStop: requestStop(effects: &effects)
         case .requestStart:
@@ -359,7 +360,7 @@ extension Member {
         }
     }
 
-    private mutating func requestSwap(effects: inout [MemberEffect]) {
+    private mutating func requestSwap(byForce: Bool, effects: inout [MemberEffect]) {
         guard mode == .serving, let known else {
             effects.append(.adminRefused("node \(node) is not serving: ask the node that is"))
             return
@@ -379,6 +380,7 @@ extension Member {
             return effects.append(.adminRefused("node \(node.peer) is stopped: `lockstep start` there, then swap"))
         }
         mode = .draining(stop: false, done: false)
+        movesByForce = byForce
         effects.append(.drain)
     }
 
@@ -419,13 +421,17 @@ extension Member {
         }
     }
 
-    /// Who wanted to move the service keeps it; who wanted to stop stops, by force: every acknowledged write is where
-    /// the rule says, as after a crash.
+    /// Who wanted to move the service keeps it, unless the application is not well here. Else it leaves, and who wanted to
+    /// stop stops, by force: every acknowledged write is where the rule says, as after a crash.
     mutating func drainFailed(effects: inout [MemberEffect]) {
         guard case .draining(let stop, _) = mode else { return }
         guard stop else {
-            effects.append(.log(.error, "draining failed: the application starts again here"))
-            return startClosing(.restarting, next: .standby, effects: &effects)
+            guard movesByForce, known?.inSync == .both else {
+                effects.append(.log(.error, "draining failed: the application starts again here"))
+                return startClosing(.restarting, next: .standby, effects: &effects)
+            }
+            effects.append(.log(.error, "draining failed: node \(node.peer) takes the service all the same, by force"))
+            return startClosing(.restarting, next: .handedOver(stop: false), effects: &effects)
         }
         effects.append(.log(.error, "draining failed: node \(node) stops all the same, by force"))
         let handsOver = known?.inSync == .both

@@ -45,6 +45,8 @@ public struct Member: Sendable {
     var lease: LeaseHolder
 
     var mode = Mode.unformed
+    /// The service is drained because the application is not well here: it leaves also by force.
+    var movesByForce = false
     /// The newest decision known to be chosen.
     var known: Decision?
     /// Every in-sync set that may be recorded while this node leads. One: no doubt.
@@ -173,7 +175,8 @@ public struct Member: Sendable {
         case .drained: drained(effects: &effects)
         case .drainFailed: drainFailed(effects: &effects)
         case .directoryLost: directoryLost(effects: &effects)
-        case .requestSwap, .requestStop, .requestStart, .requestPromotion: request(event, effects: &effects)
+        case .requestSwap, .requestMove, .requestStop, .requestStart, .requestPromotion:
+            request(event, effects: &effects)
         }
         guard acceptor != nil else { return }
         settle(effects: &effects)

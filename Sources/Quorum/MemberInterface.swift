@@ -83,7 +83,7 @@ public enum MemberEvent: Sendable {
     /// Answer to `MemberEffect.close`: no acknowledgement will leave any more.
     case closed
     /// The application could not be stopped, or draining takes too long. Service goes on here, after a restart; unless
-    /// this node is to stop, which it does then by force.
+    /// this node is to stop, which it does then by force, or the application is not well here (`requestMove`).
     case drainFailed
     /// The mirrored directory was unmounted, and not by this node.
     case directoryLost
@@ -97,6 +97,9 @@ public enum MemberEvent: Sendable {
     /// - `seedWitness`: also give an empty witness its memory from here, which otherwise takes the other node too.
     case requestPromotion(seedWitness: Bool)
     case requestSwap
+    /// The application is not well here. As `requestSwap`, but the other node gets the service also if the application
+    /// cannot be stopped in order: what does not end here is no reason to stay.
+    case requestMove
     case requestStop
     case requestStart
 }

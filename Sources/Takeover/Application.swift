@@ -234,6 +234,11 @@ public final class Application: Sendable {
                 }
                 // A check that was frozen in its middle has failed for no fault of the application's.
                 if group.isFrozen || !mayCheck(mine) { continue }
+                // Nor has one over an address that went a moment before the application stood still.
+                if failures + 1 >= settings.checkFailuresMaximum {
+                    guard pause(milliseconds: Application.freezeIsLateMilliseconds, mine) else { return }
+                    if group.isFrozen { continue }
+                }
                 failures += 1
                 logger.warning("Check \(failures) of \(settings.checkFailuresMaximum) failed: \(problem)")
                 if failures >= settings.checkFailuresMaximum {
@@ -247,6 +252,9 @@ public final class Application: Sendable {
             throw TakeoverError("check the application", code: EAGAIN, remedy: "Raise the limit of threads")
         }
     }
+
+    /// A freeze that belongs to the same loss of the lease as a check that failed has begun by then.
+    private static let freezeIsLateMilliseconds = 500
 
     /// Ends the checks; one that is under way is not waited for.
     public func stopChecking() { checked.store(0, ordering: .sequentiallyConsistent) }

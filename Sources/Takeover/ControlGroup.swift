@@ -8,7 +8,7 @@ import Synchronization
 ///
 ///     /sys/fs/cgroup/                 or /sys/fs/cgroup/unified where version 1 is mounted too
 ///       lockstep/
-///         ledger-alpha/               cgroup.procs  cgroup.freeze  cgroup.events  cgroup.kill
+///         ledger@alpha/               cgroup.procs  cgroup.freeze  cgroup.events  cgroup.kill
 ///
 /// No controllers are switched on: it limits nothing. May be used from any thread.
 public final class ControlGroup: Sendable {

@@ -311,6 +311,11 @@ private let status = QuorumMessage.Body.status(.idle, chosen: both, witness: Vot
         bench.step(.requestPromotion(seedWitness: false))
         bench.run(milliseconds: 10_000)
         #expect(bench.served != nil)
+        // Or was it only cut off: it may not serve in its earlier epoch beside the one that was promoted.
+        bench.witness.now = bench.now
+        #expect(bench.witness.lease(.b, 61, epoch: 2) != true)
+        bench.run(milliseconds: 1000)
+        #expect(bench.witness.lease(.b, 62, epoch: 2) != true)
     }
 
     @Test func failure18WithoutForgottenVotesThereIsNothingToServe() {

@@ -220,6 +220,26 @@ private struct MemberBench {
         #expect(bench.member.mode == (stop ? .stopped(diskFailed: false) : .serving))
     }
 
+    /// An application that is not well here is no reason to stay because it does not end, either; unless nobody else has
+    /// everything.
+    @Test(arguments: [true, false]) func aDrainThatFailsMovesAnApplicationThatIsNotWell(isPeerInSync: Bool) throws {
+        var bench = MemberBench()
+        bench.run(milliseconds: 10_000)
+        let known = try #require(bench.member.known)
+        if isPeerInSync { bench.member.known?.inSync = .both }
+        #expect(bench.member.known?.inSync == (isPeerInSync ? .both : known.inSync))
+        bench.member.mode = .draining(stop: false, done: false)
+        bench.member.movesByForce = true
+        bench.step(.drainFailed)
+        #expect(bench.closes == [.restarting])
+        bench.step(.closed)
+        if case .handedOver(_, stop: false) = bench.member.mode {
+            #expect(isPeerInSync)
+        } else {
+            #expect(!isPeerInSync)
+        }
+    }
+
     /// The other node does not take the service over: who gave it up for a swap goes on, who was stopped stays so.
     @Test(arguments: [true, false]) func aHandOverThatNobodyTakesUndoesASwapAndNoStop(stop: Bool) {
         var bench = MemberBench()

@@ -38,6 +38,23 @@ private func message(_ body: QuorumMessage.Body) -> QuorumMessage {
         #expect(try QuorumMessage(decoding: bytes[...]) == sent)
     }
 
+    /// Whoever counted on from there would come to the end of the numbers.
+    @Test func failure38NumbersThatNobodyCountsToAreRefused() {
+        var far = full
+        far.number = Ballot.numberLimit
+        var late = full
+        late.instance.generation = WitnessInstance.generationLimit
+        var decision = both
+        decision.sequence = Decision.sequenceLimit
+        for body: QuorumMessage.Body in [
+            .prepare(far, memory: memory), .prepare(late, memory: memory), .accept(full, decision, memory: memory),
+            .greet(promised: far),
+        ] {
+            let bytes = message(body).encoded()
+            #expect(throws: DecodingError.self) { try QuorumMessage(decoding: bytes[...]) }
+        }
+    }
+
     @Test func goldenBytesOfAnAcceptedAnswer() {
         let expected: [UInt8] =
             [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]

@@ -82,7 +82,8 @@ func reply(to request: AdminRequest, _ options: MirrorOptions) throws -> AdminRe
 func wait(
     _ options: MirrorOptions, seconds: Int, until reached: (NodeStatus) -> Bool
 ) throws -> NodeStatus {
-    let deadline = Date().addingTimeInterval(Double(seconds))
+    // Not the wall clock, which may be set meanwhile.
+    let deadline = ContinuousClock.now + .seconds(seconds)
     var said = ""
     while true {
         let status = try call(.status, options)
@@ -92,7 +93,7 @@ func wait(
             FileHandle.standardError.write(Data("\(text)\n".utf8))
             said = text
         }
-        if Date() > deadline {
+        if ContinuousClock.now > deadline {
             throw Failure.failed("not done within \(seconds) s; `lockstep status` says where it is")
         }
         Thread.sleep(forTimeInterval: 0.2)

@@ -178,7 +178,7 @@ extension World {
         case 20: reinstallWitness()
         case 21: if random.chance(500) { witness.backup = witness.disk } else { restoreWitness() }
         case 22: machines[Int(random.next() % 3)].slowDisk = random.between(1, 1500)
-        case 23: for node in nodes { step(node, .requestSwap) }
+        case 23: for node in nodes { step(node, now / ms % 2 == 0 ? .requestSwap : .requestMove) }
         case 24: if random.chance(300) { step(nodes[Int(random.next() % 2)], .requestStop) }
         default: for node in nodes { step(node, .requestStart) }
         }
