@@ -206,14 +206,31 @@ public final class PlainTree: Sendable {
         _ name: FileName, in parent: Int32, creating: Bool
     ) throws(TreeError) -> FileDescriptor {
         let flags = O_RDONLY | CLINUX_O_DIRECTORY
-        if let found = try System.openIfPresent(parent, name, flags) { return found }
+        if let found = try System.openIfPresent(parent, name, flags) {
+            try keepForRoot(found.rawValue)
+            return found
+        }
         guard creating else {
             throw TreeError(
                 "open", shown(name), code: ENOENT,
                 remedy: "The mirrored directory is damaged. Restore it, or prepare the node anew with 'lockstep init'")
         }
         try System.makeDirectory(parent, name, mode: 0o700)
-        return try System.open(parent, name, flags)
+        let made = try System.open(parent, name, flags)
+        try keepForRoot(made.rawValue)
+        return made
+    }
+
+    /// A directory of ours hands nothing on to what is made in it: no group, no default ACL. Its parent, which may be the
+    /// application's own, may have handed them to it.
+    private static func keepForRoot(_ directory: Int32) throws(TreeError) {
+        let found = try System.stat(directory)
+        if found.user != 0 || found.group != 0 { try System.setOwner(directory, user: 0, group: 0) }
+        if found.mode & 0o7777 != 0o700 { try System.setMode(directory, 0o700) }
+        for name in ["system.posix_acl_default", "system.posix_acl_access"] {
+            let name: FileName = Array(name.utf8)
+            if try System.xattr(directory, name) != nil { try System.removeXattr(directory, name) }
+        }
     }
 
     /// Tells this tree from a copy on another disk, and from one that was put into its place file by file: from the inodes

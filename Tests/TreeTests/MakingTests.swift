@@ -51,6 +51,44 @@ import Testing
         #expect(count >= 5)
     }
 
+    /// An application's directory with a group and a default ACL for what is made in it, as adopted: what the mirror makes
+    /// has the owner that its record says, in both rooms.
+    @Test func objectsInheritNothingFromTheDirectoryThatWasAdopted() throws {
+        let scratch = Scratch()
+        let backing = scratch.path + "/backing"
+        // Owner, a user 1234, group, mask, others: version, then tag, permissions and number of each.
+        let entries: [(UInt16, UInt16, UInt32)] = [
+            (1, 7, .max), (2, 6, 1234), (4, 5, .max), (0x10, 7, .max), (0x20, 0, .max),
+        ]
+        var list: [UInt8] = [2, 0, 0, 0]
+        for (tag, permissions, number) in entries {
+            for half in [tag, permissions] { list += withUnsafeBytes(of: half.littleEndian) { Array($0) } }
+            list += withUnsafeBytes(of: number.littleEndian) { Array($0) }
+        }
+        try #require(chown(backing, 0, 77) == 0 && chmod(backing, 0o2770) == 0)
+        try #require(clinux_setxattr(backing, "system.posix_acl_default", list, list.count, 0, 1) == 0)
+        for opening in [PlainTree.Opening.create, .existing] {
+            let tree = try openTree(scratch, opening)
+            let name: FileName = Array("\(opening)".utf8)
+            let file = FileID(epoch: Epoch(rawValue: 7), counter: opening == .create ? 1 : 2)
+            let attributes = FileAttributes(
+                mode: S_IFREG | 0o640, uid: 0, gid: 0, rdev: 0, size: 0, atime: 1, mtime: 1)
+            let body = RecordBody.create(
+                file: file, parent: .root, name: name, attributes: attributes, target: [], xattrs: [])
+            try tree.apply(
+                Record(time: 1, body: body), payload: UnsafeRawBufferPointer(start: nil, count: 0), role: .primary)
+            let path = backing + "/\(opening)"
+            var found = stat()
+            try #require(stat(path, &found) == 0)
+            #expect(found.st_gid == 0 && found.st_mode & 0o7777 == 0o640)
+            #expect(clinux_getxattr(path, "system.posix_acl_access", nil, 0, 1) < 0)
+            try tree.close()
+            // As an earlier build has left it.
+            let staging = backing + "/.lockstep/staging"
+            try #require(chown(staging, 0, 77) == 0 && chmod(staging, 0o2770) == 0)
+        }
+    }
+
     /// - Returns: whether it came so far.
     private func dies(
         before count: Int, making file: FileID, _ attributes: FileAttributes, _ target: [UInt8],
