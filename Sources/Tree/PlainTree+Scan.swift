@@ -38,6 +38,7 @@ extension PlainTree {
         var linked: [UInt64: FileID] = [:]
         let fresh = try FileTable.create(path: tablePath, identity: treeIdentity)
         cache.removeAll()
+        try checkAccessLists(System.xattrNames(root.rawValue), backing)
         _ = try walk(fresh) { (fd, tag) throws(TreeError) in
             try checkXattrs(fd)
             if let tag, !retagging { return tag }
@@ -61,10 +62,22 @@ extension PlainTree {
     /// Refuses an object with more extended attributes than a record of it carries.
     private func checkXattrs(_ fd: Int32) throws(TreeError) {
         let names = try System.xattrNames(fd).filter { !$0.starts(with: PlainTree.ownXattrPrefix) }
+        try checkAccessLists(names, path(of: fd))
         var bytes = 0
         for name in names { bytes += RecordLimits.xattrBytes(name, try System.xattr(fd, name)?.count ?? 0) }
         guard names.count > RecordLimits.xattrCount || bytes > RecordLimits.xattrsBytes else { return }
         throw PlainTree.tooManyXattrs(names.count, bytes, path(of: fd))
+    }
+
+    /// Refuses what the mirrored directory does not offer (docs/mirrored-directory.md): there only the mode counts, and its
+    /// group bits are the mask of an access control list, so that the group would get what the list denies it.
+    private func checkAccessLists(_ names: [FileName], _ path: @autoclosure () -> String) throws(TreeError) {
+        guard names.contains(where: { $0.starts(with: Array("system.posix_acl_".utf8)) }) else { return }
+        throw TreeError(
+            "mirror the access control list (POSIX ACL) of", path(), code: EOPNOTSUPP,
+            remedy: "The mirrored directory goes by owner, group and mode alone, and would allow what the list denies. "
+                + "`getfacl -R -s DIRECTORY` shows all of them, `setfacl -R -b DIRECTORY` removes them; then give the "
+                + "rights with groups")
     }
 
     /// Visits every object below the root and in staging, directories before what is in them, and enters it into

@@ -51,12 +51,9 @@ import Testing
         #expect(count >= 5)
     }
 
-    /// An application's directory with a group and a default ACL for what is made in it, as adopted: what the mirror makes
-    /// has the owner that its record says, in both rooms.
-    @Test func objectsInheritNothingFromTheDirectoryThatWasAdopted() throws {
-        let scratch = Scratch()
-        let backing = scratch.path + "/backing"
-        // Owner, a user 1234, group, mask, others: version, then tag, permissions and number of each.
+    /// A list for a user 1234, as the kernel keeps it: version, then tag, permissions and number of each entry (owner, that
+    /// user, group, mask, others).
+    private static let accessList: [UInt8] = {
         let entries: [(UInt16, UInt16, UInt32)] = [
             (1, 7, .max), (2, 6, 1234), (4, 5, .max), (0x10, 7, .max), (0x20, 0, .max),
         ]
@@ -65,6 +62,36 @@ import Testing
             for half in [tag, permissions] { list += withUnsafeBytes(of: half.littleEndian) { Array($0) } }
             list += withUnsafeBytes(of: number.littleEndian) { Array($0) }
         }
+        return list
+    }()
+
+    /// The mirrored directory would go by the mode, whose group bits say what the list allows at most.
+    @Test(arguments: ["", "/directory", "/directory/file"], ["access", "default"])
+    func aTreeWithAccessListsIsNotAdopted(place: String, kind: String) throws {
+        guard !place.hasSuffix("file") || kind == "access" else { return }
+        let scratch = Scratch()
+        scratch.make("backing/directory")
+        let path = scratch.path + "/backing" + place
+        close(open(scratch.path + "/backing/directory/file", O_WRONLY | O_CREAT, 0o640))
+        let list = MakingTests.accessList
+        try #require(clinux_setxattr(path, "system.posix_acl_" + kind, list, list.count, 0, 1) == 0)
+        let tree = try openTree(scratch)
+        var allocator = FileIDAllocator(epoch: Epoch(rawValue: 1))
+        #expect {
+            try tree.adoptScan(allocator: &allocator, retagging: true)
+        } throws: {
+            "\($0)".contains(path) && "\($0)".contains("setfacl -R -b")
+        }
+        try #require(clinux_removexattr(path, "system.posix_acl_" + kind, 1) == 0)
+        #expect(try tree.adoptScan(allocator: &allocator, retagging: true) == 2)
+    }
+
+    /// An application's directory with a group and a default ACL for what is made in it, as adopted: what the mirror makes
+    /// has the owner that its record says, in both rooms.
+    @Test func objectsInheritNothingFromTheDirectoryThatWasAdopted() throws {
+        let scratch = Scratch()
+        let backing = scratch.path + "/backing"
+        let list = MakingTests.accessList
         try #require(chown(backing, 0, 77) == 0 && chmod(backing, 0o2770) == 0)
         try #require(clinux_setxattr(backing, "system.posix_acl_default", list, list.count, 0, 1) == 0)
         for opening in [PlainTree.Opening.create, .existing] {
