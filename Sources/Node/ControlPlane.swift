@@ -347,7 +347,9 @@ final class ControlPlane {
         if startsAtThaw { startApplication() }
         if let failure = failureAtThaw {
             failureAtThaw = nil
-            applicationFailed(failure)
+            let opening = openings
+            // In a turn of its own: asked for in the middle of a step, nobody would hear that the move is refused.
+            _ = reactor.after(milliseconds: 0) { [self] in if openings == opening { applicationFailed(failure) } }
         }
         logger.notice("thawed: the lease is back")
     }

@@ -113,6 +113,8 @@ final class Service: Sendable {
     /// Runs the start script. The addresses are the caller's (`holdAddresses`).
     func startApplication() {
         guard let application else { return }
+        // Only where nothing is frozen: what was, may have been given up since, before there was an application.
+        isFrozen.store(false, ordering: .sequentiallyConsistent)
         report(.starting)
         let asked = kills.load(ordering: .sequentiallyConsistent)
         scripts.submit { [self] in

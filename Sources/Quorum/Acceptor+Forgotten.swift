@@ -28,6 +28,7 @@ extension Acceptor {
                 .critical,
                 "this voter's disk was put back to an older state: it forgets what it knows and waits to be seeded"))
         if let state { forgotten = state }
+        forgetRetiredVotes()
         state = nil
         emptyBirth = generator.next()
         held = []

@@ -218,6 +218,14 @@ public struct Acceptor: Sendable {
         effects.append(.reply(to: node, QuorumMessage(sender: incarnation, number: lastNumber, body: body)))
     }
 
+    /// Who knows nothing any more must hear everybody: whoever is left may have to give it a memory.
+    mutating func forgetRetiredVotes() {
+        for node in NodeID.allCases {
+            self[node].votes = nil
+            self[node].retired = []
+        }
+    }
+
     /// A decision was accepted from these votes of a node. Not sooner: an order that comes to nothing leaves those that
     /// count as they are.
     private mutating func retireVotes(before birth: UInt64, of node: NodeID) {

@@ -426,7 +426,8 @@ extension Member {
     mutating func drainFailed(effects: inout [MemberEffect]) {
         guard case .draining(let stop, _) = mode else { return }
         guard stop else {
-            guard movesByForce, known?.inSync == .both else {
+            let isPeerThere = peerSilentSince == nil && peerPhase != .stopped && possible.count == 1
+            guard movesByForce, known?.inSync == .both, isPeerThere else {
                 effects.append(.log(.error, "draining failed: the application starts again here"))
                 return startClosing(.restarting, next: .standby, effects: &effects)
             }

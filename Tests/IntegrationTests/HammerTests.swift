@@ -141,7 +141,7 @@ extension WholeSystem {
 extension Cluster {
     /// The control group in which the application of a node runs, as that room sees it.
     func applicationGroup(on node: ClusterNode) throws -> String? {
-        let found = try node.room.run(["sh", "-c", "find /sys/fs/cgroup -type d -path '*lockstep/ledger-\(node.name)'"])
+        let found = try node.room.run(["sh", "-c", "find /sys/fs/cgroup -type d -path '*lockstep/ledger@\(node.name)'"])
         return found.output.split(separator: "\n").first.map(String.init)
     }
 }

@@ -226,7 +226,11 @@ private struct MemberBench {
         var bench = MemberBench()
         bench.run(milliseconds: 10_000)
         let known = try #require(bench.member.known)
-        if isPeerInSync { bench.member.known?.inSync = .both }
+        if isPeerInSync {
+            bench.member.known?.inSync = .both
+            bench.member.peerSilentSince = nil
+            bench.member.peerPhase = .idle
+        }
         #expect(bench.member.known?.inSync == (isPeerInSync ? .both : known.inSync))
         bench.member.mode = .draining(stop: false, done: false)
         bench.member.movesByForce = true
