@@ -84,13 +84,11 @@ final class AdminServer {
             var length = UInt32(MemoryLayout<sockaddr_un>.size)
             let accepted = unsafe clinux_accept(descriptor, &room, &length)
             guard accepted >= 0 else {
+                guard ![-EAGAIN, -EINTR, -ECONNABORTED].contains(accepted) else { return }
                 // Out of descriptors or memory: the client still waits, and would be reported again at once.
-                guard accepted == -EAGAIN || accepted == -EINTR || accepted == -ECONNABORTED else {
-                    logger.error("cannot accept on \(path) for now: \(errorText(accepted))")
-                    watch?.change(read: false, write: false)
-                    _ = reactor.after(milliseconds: 1000) { [self] in watch?.change(read: true, write: false) }
-                    return
-                }
+                logger.error("cannot accept on \(path) for now: \(errorText(accepted))")
+                watch?.change(read: false, write: false)
+                _ = reactor.after(milliseconds: 1000) { [self] in watch?.change(read: true, write: false) }
                 return
             }
             guard clients.count < AdminServer.connectionLimit else {
