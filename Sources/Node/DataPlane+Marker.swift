@@ -48,13 +48,19 @@ extension DataPlane {
     /// The journal has begun anew behind `seq`.
     func hasBegun(_ seq: Seq, chain: UInt64) { markedPoint = TreeMarker.Point(seq: seq, chain: chain, incarnation: 0) }
 
-    /// Before the journal begins anew behind `seq`: from now on it may be the old one or the new one.
+    /// Before the journal begins anew behind `seq`: from now on it may be the old one or the new one. On a full disk
+    /// (some need room to overwrite) it waits until there is room.
     func markBeginning(_ seq: Seq, chain: UInt64, done: @escaping () -> Void) {
         let next = TreeMarker.Point(seq: seq, chain: chain, incarnation: 0)
         setMarker([markedPoint, next].compactMap { $0 }) { [weak self] failure in
             guard let self else { return }
             guard let failure else { return done() }
-            failed(.apply(seq, "\(failure)"))
+            guard failure.isOutOfSpace else { return failed(.apply(seq, "\(failure)")) }
+            logger.error("\(failure): the files are brought up to date when there is room; tried again each second")
+            _ = reactor.after(milliseconds: DataPlane.fullRetryMilliseconds) { [weak self] in
+                guard let self, !isBroken else { return }
+                markBeginning(seq, chain: chain, done: done)
+            }
         }
     }
 }

@@ -357,6 +357,8 @@ final class PeerLink {
         case .source where unreadable != nil:
             let oldest = log.journal.oldestSeq
             beginComparison(.journalTooShort(common: unreadable?.previous ?? .zero, oldest: oldest))
+        // It would go on from this journal too, and come to the same record again and again.
+        case .ranges(_, .resume) where unreadable != nil: beginComparison(.incomplete)
         case .source(let common): beginCut(at: common)
         case .ranges(let common, let way): beginRanges(common, way)
         case .compare(let reason): beginComparison(reason)

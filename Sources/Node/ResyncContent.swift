@@ -91,6 +91,16 @@ extension PlainTree {
         }
     }
 
+    /// The end of the data at `offset`; nil behind the end of the file.
+    private func nextHole(_ file: FileID, from offset: UInt64) throws(TreeError) -> UInt64? {
+        do throws(TreeError) {
+            return try seek(file, from: offset, toHole: true)
+        } catch {
+            guard error.code == ENXIO else { throw error }
+            return nil
+        }
+    }
+
     /// Data and holes of a range, up to the end of the file or until `limit` bytes of data were read.
     /// - Returns: the pieces, and where they end.
     func content(
@@ -109,7 +119,9 @@ extension PlainTree {
                 continue
             }
             guard room > 0 else { return (pieces, position) }
-            let hole = try min(seek(file, from: position, toHole: true), end)
+            // Cut off meanwhile: there is nothing more, and the record that did it brings the rest.
+            guard let next = try nextHole(file, from: position) else { break }
+            let hole = min(next, end)
             // Data that became a hole meanwhile: a record did it, and brings it.
             guard hole > position else { continue }
             var bytes = [UInt8](repeating: 0, count: Int(min(UInt64(room), hole - position)))

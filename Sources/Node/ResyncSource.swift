@@ -328,7 +328,10 @@ final class ResyncSource: ResyncSession {
     func isGone(_ error: TreeError) -> Bool {
         if error.code == ESTALE || error.code == ENOENT { return true }
         plane.logger.error(
-            "the comparison of the files stops: \(error); it is tried again with the next connection")
+            """
+            the comparison of the files stops: \(error). It is tried again with the next connection. A file that cannot be \
+            read has to be restored or removed through the mirrored directory, or copied to a disk that is well
+            """)
         cancel()
         plane.link.fail("the comparison of the files broke off")
         return true

@@ -74,6 +74,23 @@ extension TestNode {
                 file: file, parent: parent, name: Array(name.utf8), newParent: newParent, newName: Array(newName.utf8),
                 exchange: false, replaced: .none, replacedWasLast: false))
     }
+    /// The batches in the journal of a node that is stopped, oldest place first.
+    func batches() throws -> [BatchLocation] {
+        try JournalMap(image: JournalReader(path: journalFile), mirror: nil).segments.compactMap { segment in
+            if case .batch(let location) = segment { location } else { nil }
+        }
+    }
+
+    /// One bit of a file turns over.
+    func flip(_ path: String, _ offset: Int) {
+        let fd = open(path, O_RDWR)
+        defer { close(fd) }
+        var byte: UInt8 = 0
+        #expect(pread(fd, &byte, 1, off_t(offset)) == 1)
+        byte ^= 0x40
+        #expect(pwrite(fd, &byte, 1, off_t(offset)) == 1 && fsync(fd) == 0)
+    }
+
     func remove(_ file: FileID, _ parent: FileID, _ name: String, isDirectory: Bool = false) {
         log(.remove(file: file, parent: parent, name: Array(name.utf8), isDirectory: isDirectory, wasLast: true))
     }
@@ -312,6 +329,38 @@ extension TestNode {
         let sent = first.bytesToB + (try #require(pair.wire).bytesToB)
         #expect(pair.a.kind == "ranges")
         #expect(sent < 30 << 20, "\(sent) bytes")
+    }
+
+    /// What was broken off cannot go on from a journal that is damaged where it would: the files are compared.
+    @Test func whatWasBrokenOffIsNotContinuedFromADamagedJournal() throws {
+        let pair = try Pair.inSync(RangesTests.fill)
+        pair.cut()
+        pair.goAlone(pair.a, epoch: 3)
+        _ = RangesTests.change(pair.a)
+        let base = pair.a.file("base")
+        for index in 0..<20 { pair.a.write(base, noise(1 << 20, UInt64(index)), at: UInt64(index) << 20) }
+        pair.a.fillJournal(base)
+        pair.connect()
+        let first = try #require(pair.wire)
+        pair.b.wait("half of it", seconds: 60) { _ in first.bytesToB > 12 << 20 }
+        pair.cut()
+        #expect(pair.b.call { $0.link.isIncomplete })
+        let common = pair.a.call { $0.log.core.last }
+        pair.a.waitForSync(pair.a.write(base, noise(64 << 10, 4711), at: 5 << 20))
+        pair.a.waitForSync(pair.a.write(base, noise(64 << 10, 4712), at: 6 << 20))
+        pair.a.makeCheckpoint()
+        pair.a.stop()
+        let rotten = try #require(pair.a.batches().first { $0.firstSeq > common && $0.length > 4096 })
+        pair.a.flip(pair.a.journalFile, rotten.position + rotten.length - 100)
+        try pair.a.start()
+        #expect(pair.a.damage == nil)
+        pair.serve(pair.a, epoch: 4)
+        pair.connect()
+        pair.admit(to: pair.a, epoch: 4)
+        pair.settle()
+        #expect(pair.a.kind == "comparison")
+        #expect(pair.differences() == [])
+        #expect(pair.b.problems == [])
     }
 
     @Test func failure14TheLossOfTheLastMessageLeavesNoDisagreement() throws {

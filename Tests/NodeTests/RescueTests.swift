@@ -180,19 +180,11 @@ import Testing
         let a = pair.a
         a.makeCheckpoint()
         a.stop()
-        let map = try JournalMap(image: JournalReader(path: a.journalFile), mirror: nil)
-        let locations = map.segments.compactMap { segment in
-            if case .batch(let location) = segment, location.firstSeq > common, location.length > 4096 {
-                location
-            } else {
-                nil
-            }
-        }
-        let rotten = try #require(locations.first)
+        let rotten = try #require(a.batches().first { $0.firstSeq > common && $0.length > 4096 })
         try #require(rotten.lastSeq < last)
         // In its last page, which is payload.
         let place = rotten.position + rotten.length - 100
-        flip(a.journalFile, place)
+        a.flip(a.journalFile, place)
         try a.start()
         #expect(a.damage == nil)
         pair.connect()
@@ -204,7 +196,7 @@ import Testing
         // The disk is mended. The file of before is not what is in the journal now.
         pair.cut()
         a.stop()
-        flip(a.journalFile, place)
+        a.flip(a.journalFile, place)
         try a.start()
         pair.connect()
         a.wait("held back") { $0.link.rescue.heldBack != nil }
@@ -219,15 +211,6 @@ import Testing
         let files = try saved(a)
         try #require(files.count == 1)
         expectAll(files[0], common, last)
-    }
-
-    private func flip(_ path: String, _ offset: Int) {
-        let fd = open(path, O_RDWR)
-        defer { close(fd) }
-        var byte: UInt8 = 0
-        #expect(pread(fd, &byte, 1, off_t(offset)) == 1)
-        byte ^= 0x40
-        #expect(pwrite(fd, &byte, 1, off_t(offset)) == 1 && fsync(fd) == 0)
     }
 
     /// The end of the log waits for room in a full journal, which comes only with the cut: it is saved from memory.
