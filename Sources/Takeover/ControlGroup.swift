@@ -33,7 +33,7 @@ public final class ControlGroup: Sendable {
 
     /// Makes the group `lockstep/<name>`, or takes over the one that an earlier run left, with all that is in it.
     ///
-    /// - Parameter name: `<mirror>-<node>`; without slashes.
+    /// - Parameter name: `<mirror>@<node>`; without slashes.
     public init(name: String, logger: Logger) throws(TakeoverError) {
         let parent = try Self.findMount() + "/lockstep"
         path = parent + "/" + name
