@@ -61,7 +61,7 @@ let package = Package(
         .target(
             name: "CommandMain", dependencies: [arguments], path: "Tools/CommandMain", swiftSettings: common),
         .executableTarget(
-            name: "lockstepd", dependencies: ["Node", "Configuration", "CommandMain", arguments, log],
+            name: "lockstepd", dependencies: ["Node", "Ring", "Configuration", "CommandMain", arguments, log],
             swiftSettings: common),
 
         .target(

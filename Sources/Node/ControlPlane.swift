@@ -60,14 +60,16 @@ final class ControlPlane {
     private(set) var witness = WitnessState.unknown
     /// Voters that do not grant for as long as this node asks.
     private(set) var grantRefusers: [Voter] = []
-    private(set) var leaseUntil: UInt64 = 0
-    private(set) var openEpoch: Epoch?
+    /// What the guard sees of this thread.
+    let sight = LeaseSight()
+    private(set) var leaseUntil: UInt64 = 0 { didSet { sight.note { $0.leaseUntil = leaseUntil } } }
+    private(set) var openEpoch: Epoch? { didSet { noteOpen() } }
     /// The data plane has been told to close and has not said yet that it did: what it opened before counts for nothing.
     private(set) var isClosing = false
     /// The application is being stopped for good here; nothing starts it again.
     private var isDraining = false
     /// It was stopped, and the addresses are gone: they come back with the next service only.
-    private var hasDrained = false
+    private var hasDrained = false { didSet { noteOpen() } }
     /// Counts the drains: the end of an earlier one says nothing of this one.
     private var drains = 0
     /// It was to be started while everything stood still.
@@ -78,7 +80,7 @@ final class ControlPlane {
     private var openings = 0
     /// A start was under way when everything was frozen: its time went on, so that its failure may not be its own.
     private var startWasFrozen = false
-    private(set) var isFrozen = false
+    private(set) var isFrozen = false { didSet { sight.note { $0.isFrozen = isFrozen } } }
     private(set) var addressesHeld = false
     private(set) var problem = ""
     /// The part of it that goes when the copy counts again.
@@ -131,7 +133,10 @@ final class ControlPlane {
     func start(_ start: MemberStart) {
         startedAt = reactor.now
         feed(.start(start))
-        _ = reactor.repeating(milliseconds: ControlPlane.tickMilliseconds) { [unowned self] in feed(.tick) }
+        _ = reactor.repeating(milliseconds: ControlPlane.tickMilliseconds) { [unowned self] in
+            sight.note { $0.heardAt = reactor.now }
+            feed(.tick)
+        }
         _ = reactor.repeating(milliseconds: DataThreadWatch.lookMilliseconds) { [unowned self] in watchDataThread() }
     }
 
@@ -151,6 +156,7 @@ final class ControlPlane {
     func feed(_ event: MemberEvent) {
         // No lease is renewed any more.
         guard !isEnding else { return }
+        if !isStepping, sight.current.guardHasFrozen { events.append(.tick) }
         events.append(event)
         guard !isStepping else { return }
         isStepping = true
@@ -163,6 +169,7 @@ final class ControlPlane {
             for effect in effects { carryOut(effect) }
             noteDecision(from: known)
         }
+        settleGuard()
     }
 
     /// The data side compares logs with the other node by what this voter has accepted.
@@ -225,7 +232,7 @@ final class ControlPlane {
 
     // MARK: - Effects
 
-    private func carryOut(_ effect: MemberEffect) {
+    func carryOut(_ effect: MemberEffect) {
         switch effect {
         case .persist(let state, let token): persist(state, token)
         case .send(let voter, let message):
@@ -318,6 +325,8 @@ final class ControlPlane {
         }
     }
 
+    private func noteOpen() { sight.note { $0.isOpen = openEpoch != nil && !hasDrained } }
+
     private func leaseGranted(_ until: UInt64) {
         leaseUntil = until
         order { $0.setLease(until: until) }
@@ -329,8 +338,10 @@ final class ControlPlane {
         addressesHeld = service.holdAddresses(until: leaseUntil)
     }
 
-    private func freeze() {
+    func freeze() {
         isFrozen = true
+        // What thaws from here on comes after what the guard did until here.
+        sight.note { $0.guardHasFrozen = false }
         startWasFrozen = startWasFrozen || application.state == .starting
         addressesHeld = false
         service?.dropAddresses()
@@ -339,7 +350,7 @@ final class ControlPlane {
         logger.warning("frozen: no lease. The virtual address is gone, the application stands still, writes wait")
     }
 
-    private func thaw() {
+    func thaw() {
         isFrozen = false
         service?.thawApplication()
         order { $0.thaw() }
@@ -366,6 +377,7 @@ final class ControlPlane {
 
     /// Only where the service is open and stays: what asks for it may be as old as a stop script takes.
     private func startApplication() {
+        meetGuard()
         startsAtThaw = isFrozen
         guard openEpoch != nil, !isDraining, !isFrozen, !isEnding else { return }
         startWasFrozen = false
@@ -466,6 +478,7 @@ final class ControlPlane {
     }
 
     func applicationChanged(_ state: Service.ApplicationState, _ text: String) {
+        meetGuard()
         application = (state, text)
         guard state == .failed, startWasFrozen else { return }
         logger.notice("the application is started once more: it stood still in its start")
@@ -474,6 +487,7 @@ final class ControlPlane {
 
     /// The checker says that the application is not well: the other node takes it if it can, else it is restarted here.
     func applicationFailed(_ text: String) {
+        meetGuard()
         logger.error("the application failed its check: \(text)")
         guard let service, openEpoch != nil else { return }
         // Its address goes with the lease, and before it stands still: that may be all that the check has noticed.

@@ -125,15 +125,24 @@ extension ControlPlane {
 extension NodeProcess {
     /// Ends the process without the data thread. What it would leave on this machine goes first, if that can be done: where
     /// a thread is stuck in the kernel, the process keeps its files open, and neither a clean-up nor a new daemon could.
-    func endWithoutData() {
+    func endWithoutData() { end { $0.leaveNothingBehind() } }
+
+    /// The same without the control thread. What is up of the addresses goes by itself.
+    func endWithoutControl(_ service: Service) { end { $0.clearAway(service.application) } }
+
+    private func end(after last: @escaping @Sendable (NodeProcess) -> Void) {
         let box = Unchecked(self)
-        Thread.detachNewThread {
-            box.value.leaveNothingBehind()
+        let leave = { @Sendable in
+            ProgramLog.flush()
             _exit(1)
         }
         Thread.detachNewThread {
+            last(box.value)
+            leave()
+        }
+        Thread.detachNewThread {
             sleep(5)
-            _exit(1)
+            leave()
         }
     }
 }

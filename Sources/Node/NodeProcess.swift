@@ -7,6 +7,7 @@ import Glibc
 public import Logging
 import Quorum
 import Ring
+import Takeover
 import Transport
 import Tree
 
@@ -47,6 +48,7 @@ public final class NodeProcess: @unchecked Sendable {
     private var listener: Listener?
     private var dialers: [Dialer] = []
     private var admin: AdminServer?
+    private var leaseGuard: LeaseGuard?
     private var stopWaiters: [() -> Void] = []
     /// Begun, in this process: it is tried until it is made.
     private var isMakingJournal = false
@@ -278,6 +280,7 @@ public final class NodeProcess: @unchecked Sendable {
                     control.onRole = { role in box.value.roleChanged(role) }
                     control.onEnd = { box.value.endWithoutData() }
                     control.onSeeded = { state in box.value.seeded(state) }
+                    process.leaseGuard = process.startGuard(control, service)
                     if summary != nil { control.attach(orders) }
                     control.start(
                         MemberStart(
@@ -507,6 +510,7 @@ public final class NodeProcess: @unchecked Sendable {
         }
         leaveNothingBehind()
         finishData()
+        _ = controlThread.post { box.value.leaseGuard?.stop() }
         controlThread.stop()
         controlThread.join()
         dataThread.stop()
@@ -522,11 +526,16 @@ public final class NodeProcess: @unchecked Sendable {
             service?.dropAddresses()
             return service
         }
-        do { try service??.application?.kill(milliseconds: 0) } catch { logger.error("\(error)") }
+        clearAway(service??.application)
+    }
+
+    /// Any thread.
+    func clearAway(_ application: Application?) {
+        do { try application?.kill(milliseconds: 0) } catch { logger.error("\(error)") }
         // Who waits in a request for the mirrored directory dies when that has gone.
         MountGuard.clear(configuration.path)
         do {
-            guard let left = try service??.application?.kill(), !left.isEmpty else { return }
+            guard let left = try application?.kill(), !left.isEmpty else { return }
             logger.error("processes of the application are stuck in the kernel and could not be killed: \(left)")
         } catch {
             logger.error("\(error)")

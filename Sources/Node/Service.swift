@@ -185,16 +185,27 @@ final class Service: Sendable {
         freezeWhatIsThere(application)
     }
 
+    /// The same on the calling thread, which waits for no other: for the guard.
+    func freezeApplicationHere() {
+        guard let application else { return }
+        isFrozen.store(true, ordering: .sequentiallyConsistent)
+        freeze(application, milliseconds: 200)
+    }
+
     private func freezeWhatIsThere(_ application: Application) {
-        killer.submit { [self] in
-            do {
-                guard isFrozen.load(ordering: .sequentiallyConsistent) else { return }
-                guard try application.isPopulated else { return }
-                if try !application.freeze() { logger.warning("the application is not frozen completely yet") }
-                report(.frozen)
-            } catch {
-                logger.error("\(error)")
+        killer.submit { [self] in freeze(application, milliseconds: 1000) }
+    }
+
+    private func freeze(_ application: Application, milliseconds: Int) {
+        do {
+            guard isFrozen.load(ordering: .sequentiallyConsistent) else { return }
+            guard try application.isPopulated else { return }
+            if try !application.freeze(milliseconds: milliseconds) {
+                logger.warning("the application is not frozen completely yet")
             }
+            report(.frozen)
+        } catch {
+            logger.error("\(error)")
         }
     }
 

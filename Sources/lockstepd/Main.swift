@@ -4,6 +4,7 @@ import Configuration
 import Foundation
 import Logging
 import Node
+import Ring
 
 @main
 enum Main {
@@ -56,11 +57,7 @@ struct Lockstepd: ParsableCommand {
             throw ExitCode(2)
         }
         let level = Logger.Level(rawValue: settings.logLevel.rawValue) ?? .info
-        LoggingSystem.bootstrap { label in
-            var handler = StreamLogHandler.standardError(label: label)
-            handler.logLevel = level
-            return handler
-        }
+        try ProgramLog.begin(level: level)
         var logger = Logger(label: "lockstepd")
         logger[metadataKey: "mirror"] = "\(settings.name)"
         logger[metadataKey: "node"] = "\(identity.name)"

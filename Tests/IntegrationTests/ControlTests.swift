@@ -110,6 +110,34 @@ extension WholeSystem {
             }
         }
 
+        /// Standard error of both daemons and of the witness is a pipe that is full, and nobody reads.
+        @Test func aLogThatNobodyReadsHoldsUpNobody() throws {
+            try Harness.withRooms(configure: Small.configuration) { cluster in
+                let (alpha, beta) = (cluster.alpha, cluster.beta)
+                let unread = [
+                    "sh", "-c",
+                    "mkfifo $0-$$ && exec 2<>$0-$$ && rm $0-$$ && head -c 65536 /dev/zero >&2 && exec \"$@\"",
+                    cluster.building.directory + "/unread",
+                ]
+                try cluster.startWitness(under: unread)
+                try cluster.lockstep(alpha, ["init", "--first"])
+                try cluster.lockstep(beta, ["init"])
+                for node in cluster.nodes { try cluster.startDaemon(node, under: unread) }
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                // Two leases.
+                let begun = bootSeconds()
+                usleep(4_000_000)
+                #expect(client.service.longestPause(from: begun, to: bootSeconds()) < 1.5)
+                try cluster.lockstep(alpha, ["swap"])
+                try cluster.waitUntilServing(beta, within: Small.stepSecondsMax)
+                try client.waitForTransfers(within: Small.stepSecondsMax)
+                try cluster.expectWellAfterwards(client, guardian)
+                #expect(try #require(cluster.daemon(alpha)).stop(within: 60) == 0)
+            }
+        }
+
         private static let ill = "/etc/lockstep/ledger/ill"
 
         /// With a check that finds the application well unless there is a file `ill`.

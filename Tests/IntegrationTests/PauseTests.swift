@@ -120,6 +120,46 @@ extension WholeSystem {
             }
         }
 
+        /// The thread that renews the lease is held up where no system call should block. The application stands still as long
+        /// as there is no lease, goes on with the next one, and leaves with the process when that thread does not come back.
+        @Test func failure07AnApplicationStandsStillWithoutALeaseWhenTheControlThreadIsHeldUp() throws {
+            try Harness.withRooms(configure: Small.configuration) { cluster in
+                let trap = try Trap(of: "control", directory: cluster.building.directory)
+                try cluster.start { $0 === cluster.alpha.room ? trap.environment : [:] }
+                let (client, guardian) = try HarnessClient.begin(cluster)
+                defer { guardian.stop() }
+                let alpha = cluster.alpha
+                let group = try #require(try cluster.applicationGroup(on: alpha))
+                let isFrozen = { try alpha.room.run(["cat", group + "/cgroup.freeze"]).output.hasPrefix("1") }
+                try #require(try !isFrozen())
+                for _ in 0..<3 {
+                    try trap.close()
+                    try waitUntil("the application is frozen", within: 10) { try isFrozen() }
+                    try trap.open()
+                    // Whether or not the other node has taken over meanwhile.
+                    try client.waitForTransfers(within: Small.stepSecondsMax)
+                    try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                    if cluster.serving()?.name != "alpha" { try cluster.lockstep(cluster.beta, ["swap"]) }
+                    try cluster.waitUntilServing(alpha, within: Small.stepSecondsMax)
+                    try client.waitForTransfers(within: Small.stepSecondsMax)
+                    try #require(try !isFrozen())
+                }
+                let daemon = try #require(cluster.daemon(alpha))
+                #expect(daemon.logTail(lines: 200).contains("the application is frozen without it"))
+
+                try trap.close()
+                try cluster.waitUntilServing(cluster.beta, within: Small.stepSecondsMax)
+                try #require(daemon.waitForEnd(within: 40) == 1)
+                #expect(daemon.logTail().contains("this process ends, and is started anew by its unit"))
+                let left = try alpha.room.run(["cat", group + "/cgroup.procs"])
+                try #require(left.output.isEmpty, "the application still runs: \(left.output)")
+                try trap.open()
+                try cluster.startDaemon(alpha)
+                try cluster.waitUntilInSync(within: Small.stepSecondsMax)
+                try cluster.expectWellAfterwards(client, guardian)
+            }
+        }
+
         /// The clock of this machine must not be set, and namespaces do not cover CLOCK_REALTIME. So each daemon gets a wall
         /// clock of its own from a library that stands before the C library (`clock_gettime`, `gettimeofday`, `time`) and
         /// adds an offset that the test changes while they run. Swift's and Foundation's clocks go through these functions;
@@ -172,14 +212,14 @@ extension WholeSystem {
     }
 }
 
-/// A library that stands before the C library, and stops the data thread at its next read, of a request of the
-/// application or from the other node.
+/// A library that stands before the C library, and stops the data thread, or another one, at its next read: of a request of
+/// the application or from the other node.
 private struct Trap {
     private let directory: String
     private var library: String { directory + "/trap.so" }
     private var flag: String { directory + "/trap-is-closed" }
 
-    init(directory: String) throws {
+    init(of thread: String = "data", directory: String) throws {
         self.directory = directory
         let source = directory + "/trap.c"
         try Data(
@@ -196,7 +236,7 @@ private struct Trap {
                 if (!real) real = (ssize_t(*)(int, const struct iovec *, int))dlsym(RTLD_NEXT, "readv");
                 char thread[16] = "";
                 prctl(PR_GET_NAME, thread);
-                while (strcmp(thread, "data") == 0 && access(getenv("TRAP"), F_OK) == 0) usleep(10000);
+                while (strcmp(thread, "\(thread)") == 0 && access(getenv("TRAP"), F_OK) == 0) usleep(10000);
                 return real(file, pieces, count);
             }
 

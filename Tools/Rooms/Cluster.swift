@@ -133,11 +133,15 @@ public final class Cluster: Sendable {
         daemons.withLock { $0.witness = process }
     }
 
-    /// - Parameter environment: added to the daemon's environment.
+    /// - Parameters:
+    ///   - environment: added to the daemon's environment.
+    ///   - wrapper: a program that runs the daemon, with its arguments.
     @discardableResult
-    public func startDaemon(_ node: ClusterNode, environment: [String: String] = [:]) throws -> RoomProcess {
+    public func startDaemon(
+        _ node: ClusterNode, environment: [String: String] = [:], under wrapper: [String] = []
+    ) throws -> RoomProcess {
         let process = try node.room.start(
-            [Cluster.programs + "/lockstepd", "--config", Cluster.configurationFile, "--node", node.name],
+            wrapper + [Cluster.programs + "/lockstepd", "--config", Cluster.configurationFile, "--node", node.name],
             as: "lockstepd", environment: environment)
         daemons.withLock { $0.nodes[node.name] = process }
         return process

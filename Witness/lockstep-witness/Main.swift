@@ -43,11 +43,7 @@ struct LockstepWitness: ParsableCommand {
 
     func run() throws {
         let (address, directory, level, grant) = try settings()
-        LoggingSystem.bootstrap { label in
-            var handler = StreamLogHandler.standardError(label: label)
-            handler.logLevel = level
-            return handler
-        }
+        try ProgramLog.begin(level: level)
         var timing = QuorumTiming()
         timing.grant = BootNanoseconds(grant) * 1_000_000
         if let problem = timing.problems().first { throw ValidationError("the longest grant: \(problem)") }
