@@ -102,6 +102,7 @@ public final class PlainTree: Sendable {
                 "use the plain files in", backing, code: EINVAL,
                 remedy: "It is a directory inside another mirror's plain files: name that mirror's own directory")
         }
+        if opening == .create { try PlainTree.checkRoot(root.rawValue, path: backing) }
         let own = try PlainTree.directory(PlainTree.ownName, in: root.rawValue, creating: opening == .create)
         lock = try System.open(own.rawValue, PlainTree.lockName, O_RDWR | O_CREAT)
         var locked = clinux_lock_exclusive(lock.rawValue)
