@@ -250,7 +250,7 @@ extension MirroredDirectory {
         if inode.isRemoved {
             return waitUntilLocal(inode) { [self] in setLocally(unique, change, inode) }
         }
-        let now = log.wallClock()
+        let now = presentTime()
         if change.mask.contains(.size) {
             guard inode.isRegular else { return answer(unique, errno: EINVAL) }
             guard change.size <= limits.fileBytes else { return answer(unique, errno: EFBIG) }
@@ -293,11 +293,11 @@ extension MirroredDirectory {
         }
         if change.mask.contains(.atime) {
             mask.insert(.atime)
-            attributes.atime = change.mask.contains(.atimeNow) ? now : change.atime
+            attributes.atime = change.mask.contains(.atimeNow) ? now : limits.kept(change.atime)
         }
         if change.mask.contains(.mtime) {
             mask.insert(.mtime)
-            attributes.mtime = change.mask.contains(.mtimeNow) ? now : change.mtime
+            attributes.mtime = change.mask.contains(.mtimeNow) ? now : limits.kept(change.mtime)
         }
         // A new owner, or a truncation by somebody without the right to keep them, removes set-user-id and (for
         // programs of a group) set-group-id, as on a local file.

@@ -149,7 +149,7 @@ extension MirroredDirectory {
         // What is allocated already needs no space; of everything else the whole length is reckoned.
         let growth = end <= inode.denseBytes ? 0 : write.length
         if let errno = log.spaceFor(bytes: growth) { return answer(unique, errno: errno) }
-        let now = log.wallClock()
+        let now = presentTime()
         // The payload first: another record between place and write would be another use of the log.
         let seq = log.appendWrite(file: inode.file, offset: write.offset, length: write.length, time: now)
         var last = seq
@@ -268,7 +268,7 @@ extension MirroredDirectory {
             if let errno = log.spaceFor(bytes: mode == punch ? 0 : Int(clamping: inode.growth(offset, end))) {
                 return answer(unique, errno: errno)
             }
-            let now = log.wallClock()
+            let now = presentTime()
             let seq = log.append(
                 .allocate(file: file, mode: mode, offset: offset, length: length), time: now)
             allocatedInMemory(inode, mode: mode, offset: offset, end: end, now: now)

@@ -124,14 +124,14 @@ extension MirroredDirectory {
             if write.offset <= inode.denseBytes, end > inode.denseBytes { inode.denseBytes = end }
             inode.size = max(inode.size, end)
             inode.addBlocks(UInt64(payload.count))
-            inode.mtime = log.wallClock()
+            inode.mtime = presentTime()
             inode.ctime = inode.mtime
             answerWritten(unique, payload.count)
         }
     }
 
     func setLocally(_ unique: UInt64, _ change: FuseAttributeChange, _ inode: Inode) {
-        let now = log.wallClock()
+        let now = presentTime()
         let (mask, attributes) = resolve(change, inode, now: now)
         changeLocally(unique, inode, bytes: 0) { descriptor in
             if mask.contains(.size), ftruncate(descriptor, off_t(attributes.size)) < 0 { return -errno }
@@ -158,7 +158,7 @@ extension MirroredDirectory {
         changeLocally(unique, inode, bytes: growth) { descriptor in
             clinux_fallocate(descriptor, Int32(mode), offset, length)
         } _: { [self] in
-            allocatedInMemory(inode, mode: mode, offset: offset, end: offset + length, now: log.wallClock())
+            allocatedInMemory(inode, mode: mode, offset: offset, end: offset + length, now: presentTime())
             answer(unique, errno: 0)
         }
     }

@@ -154,6 +154,9 @@ public final class MirroredDirectory {
         return result
     }
 
+    /// For a change that is logged now: a time that both rooms can hold.
+    func presentTime() -> Int64 { limits.kept(log.wallClock()) }
+
     // MARK: Answers
 
     /// Answers once; a second answer, and any after `depose`, goes nowhere.
