@@ -336,6 +336,18 @@ extension MirroredDirectory {
         touch(inode, seq)
     }
 
+    /// What somebody without the right to keep it changes loses set-user-id and set-group-id. Returns the seq of that; nil:
+    /// it had neither.
+    func dropPrivileges(_ inode: Inode, _ now: Int64) -> Seq? {
+        guard let mode = withoutPrivileges(inode.mode) else { return nil }
+        var attributes = inode.attributes
+        attributes.mode = mode
+        let seq = log.append(.setAttributes(file: inode.file, mask: .mode, attributes: attributes), time: now)
+        applyInMemory(.mode, attributes, inode, seq, now: now)
+        connection?.forgetAttributes(of: inode.file)
+        return seq
+    }
+
     /// A write, truncation or new owner removes file capabilities. Returns the seq of the removal.
     func dropCapability(_ inode: Inode, _ now: Int64) -> Seq {
         inode.mayHaveCapability = false
