@@ -112,6 +112,12 @@ int clinux_next_extent(int fd, uint64_t offset, uint64_t *start, uint64_t *lengt
     return 1;
 }
 
+const uint32_t CLINUX_INODE_APPEND = FS_APPEND_FL, CLINUX_INODE_IMMUTABLE = FS_IMMUTABLE_FL,
+               CLINUX_INODE_EXTENTS = FS_EXTENT_FL, CLINUX_INODE_INLINE_DATA = FS_INLINE_DATA_FL,
+               CLINUX_INODE_PROJECT_INHERIT = FS_PROJINHERIT_FL, CLINUX_INODE_CASEFOLD = FS_CASEFOLD_FL,
+               CLINUX_INODE_ENCRYPTED = FS_ENCRYPT_FL, CLINUX_INODE_VERITY = FS_VERITY_FL;
+int clinux_inode_flags(int fd, uint32_t *flags) { return checked(ioctl(fd, FS_IOC_GETFLAGS, flags)); }
+
 int clinux_fs_shutdown(int fd, uint32_t mode) { return checked(ioctl(fd, FS_IOC_SHUTDOWN, &mode)); }
 
 ssize_t clinux_pread_nowait(int fd, void *buffer, size_t length, uint64_t offset) {

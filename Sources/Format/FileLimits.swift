@@ -12,6 +12,10 @@ public struct FileLimits: Sendable, Hashable {
     public var targetBytes: UInt32
     /// Bytes that a directory itself may have grown to on ext4 (`st_size`) and is still sure to take another name.
     public var directoryBytes: UInt64
+    /// The first and the last time that it keeps, nanoseconds since 1970. A time beyond them becomes the nearest one.
+    public var times: ClosedRange<Int64> = .min ... .max
+    /// Of this many nanoseconds a time is a multiple; what is over is dropped. A power of ten, a second at most.
+    public var timeStep: UInt32 = 1
 
     public init(fileBytes: UInt64, links: UInt32, xattrBytes: UInt32, targetBytes: UInt32, directoryBytes: UInt64) {
         self.fileBytes = fileBytes
@@ -66,11 +70,27 @@ public struct FileLimits: Sendable, Hashable {
 
     /// What both can hold.
     public func narrower(_ other: FileLimits) -> FileLimits {
-        FileLimits(
+        var both = FileLimits(
             fileBytes: min(fileBytes, other.fileBytes), links: min(links, other.links),
             xattrBytes: min(xattrBytes, other.xattrBytes), targetBytes: min(targetBytes, other.targetBytes),
             directoryBytes: min(directoryBytes, other.directoryBytes))
+        both.times = times.clamped(to: other.times)
+        both.timeStep = max(timeStep, other.timeStep)
+        return both
     }
+
+    /// The time that is set instead of `time`, which every file system with these limits keeps as it is.
+    public func kept(_ time: Int64) -> Int64 {
+        let time = min(max(time, times.lowerBound), times.upperBound)
+        // Of the first second of its range the kernel drops the fraction.
+        guard UInt64(bitPattern: time &- times.lowerBound) >= UInt64(FileLimits.secondNanoseconds) else {
+            return times.lowerBound
+        }
+        let over = time % Int64(timeStep)
+        return time - (over < 0 ? over + Int64(timeStep) : over)
+    }
+
+    fileprivate static let secondNanoseconds: UInt32 = 1_000_000_000
 }
 
 extension ByteWriter {
@@ -80,14 +100,26 @@ extension ByteWriter {
         put(limits.xattrBytes)
         put(limits.targetBytes)
         put(limits.directoryBytes)
+        put(limits.times.lowerBound)
+        put(limits.times.upperBound)
+        put(limits.timeStep)
     }
 }
 
 extension ByteReader {
     mutating func getFileLimits() throws(DecodingError) -> FileLimits {
-        FileLimits(
+        var limits = FileLimits(
             fileBytes: try get(UInt64.self, "longest file"), links: try get(UInt32.self, "names of a file"),
             xattrBytes: try get(UInt32.self, "extended attributes"), targetBytes: try get(UInt32.self, "link target"),
             directoryBytes: try get(UInt64.self, "directory"))
+        let first = try get(Int64.self, "first time")
+        let last = try get(Int64.self, "last time")
+        limits.timeStep = try get(UInt32.self, "time step")
+        // 1970 is in the range of every file system, and so in what two of them have in common.
+        guard first <= 0, last >= 0, (1...FileLimits.secondNanoseconds).contains(limits.timeStep) else {
+            throw DecodingError("impossible times", at: offset)
+        }
+        limits.times = first...last
+        return limits
     }
 }

@@ -100,9 +100,10 @@ public struct FrameHeader: Sendable, Hashable {
 /// | 6 | a log state says whether its node acknowledges in mode `strict` |
 /// | 7 | a log state says what the sender's plain files can hold |
 /// | 8 | the same of directories |
+/// | 9 | the same of times |
 public enum ProtocolVersion {
-    public static let current: UInt16 = 8
-    public static let oldest: UInt16 = 8
+    public static let current: UInt16 = 9
+    public static let oldest: UInt16 = 9
 }
 
 /// What a frame carries.

@@ -250,7 +250,7 @@ extension MirroredDirectory {
         if inode.isRemoved {
             return waitUntilLocal(inode) { [self] in setLocally(unique, change, inode) }
         }
-        let now = log.wallClock()
+        let now = presentTime()
         if change.mask.contains(.size) {
             guard inode.isRegular else { return answer(unique, errno: EINVAL) }
             guard change.size <= limits.fileBytes else { return answer(unique, errno: EFBIG) }
@@ -293,11 +293,11 @@ extension MirroredDirectory {
         }
         if change.mask.contains(.atime) {
             mask.insert(.atime)
-            attributes.atime = change.mask.contains(.atimeNow) ? now : change.atime
+            attributes.atime = change.mask.contains(.atimeNow) ? now : limits.kept(change.atime)
         }
         if change.mask.contains(.mtime) {
             mask.insert(.mtime)
-            attributes.mtime = change.mask.contains(.mtimeNow) ? now : change.mtime
+            attributes.mtime = change.mask.contains(.mtimeNow) ? now : limits.kept(change.mtime)
         }
         // A new owner, or a truncation by somebody without the right to keep them, removes set-user-id and (for
         // programs of a group) set-group-id, as on a local file.
@@ -334,6 +334,18 @@ extension MirroredDirectory {
             inode.denseBytes = min(inode.denseBytes, attributes.size)
         }
         touch(inode, seq)
+    }
+
+    /// What somebody without the right to keep it changes loses set-user-id and set-group-id. Returns the seq of that; nil:
+    /// it had neither.
+    func dropPrivileges(_ inode: Inode, _ now: Int64) -> Seq? {
+        guard let mode = withoutPrivileges(inode.mode) else { return nil }
+        var attributes = inode.attributes
+        attributes.mode = mode
+        let seq = log.append(.setAttributes(file: inode.file, mask: .mode, attributes: attributes), time: now)
+        applyInMemory(.mode, attributes, inode, seq, now: now)
+        connection?.forgetAttributes(of: inode.file)
+        return seq
     }
 
     /// A write, truncation or new owner removes file capabilities. Returns the seq of the removal.

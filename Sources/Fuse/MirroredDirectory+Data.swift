@@ -149,7 +149,7 @@ extension MirroredDirectory {
         // What is allocated already needs no space; of everything else the whole length is reckoned.
         let growth = end <= inode.denseBytes ? 0 : write.length
         if let errno = log.spaceFor(bytes: growth) { return answer(unique, errno: errno) }
-        let now = log.wallClock()
+        let now = presentTime()
         // The payload first: another record between place and write would be another use of the log.
         let seq = log.appendWrite(file: inode.file, offset: write.offset, length: write.length, time: now)
         var last = seq
@@ -160,12 +160,7 @@ extension MirroredDirectory {
         inode.mtime = now
         inode.ctime = now
         touch(inode, seq)
-        if write.writeFlags & FuseWriteFlags.killPrivileges != 0, let mode = withoutPrivileges(inode.mode) {
-            var attributes = inode.attributes
-            attributes.mode = mode
-            last = log.append(.setAttributes(file: inode.file, mask: .mode, attributes: attributes), time: now)
-            applyInMemory(.mode, attributes, inode, last, now: now)
-        }
+        if write.writeFlags & FuseWriteFlags.killPrivileges != 0 { last = dropPrivileges(inode, now) ?? last }
         if inode.mayHaveCapability { last = dropCapability(inode, now) }
         tally.writes += 1
         tally.writtenBytes += UInt64(write.length)
@@ -250,7 +245,9 @@ extension MirroredDirectory {
 
     // MARK: Allocate and seek
 
-    func allocate(_ unique: UInt64, _ file: FileID, _ offset: UInt64, _ length: UInt64, _ mode: UInt32) {
+    func allocate(_ request: FuseRequest, _ offset: UInt64, _ length: UInt64, _ mode: UInt32) {
+        let unique = request.unique
+        let file = request.node
         let punch = LinuxFlags.allocatePunchHole | LinuxFlags.allocateKeepSize
         let zero = LinuxFlags.allocateZeroRange
         let keep = LinuxFlags.allocateKeepSize
@@ -262,19 +259,24 @@ extension MirroredDirectory {
             guard end <= limits.fileBytes else { return answer(unique, errno: EFBIG) }
             if inode.isRemoved {
                 return waitUntilLocal(inode) { [self] in
-                    allocateLocally(unique, inode, mode: mode, offset: offset, length: length)
+                    allocateLocally(request, inode, mode: mode, offset: offset, length: length)
                 }
             }
             if let errno = log.spaceFor(bytes: mode == punch ? 0 : Int(clamping: inode.growth(offset, end))) {
                 return answer(unique, errno: errno)
             }
-            let now = log.wallClock()
+            let now = presentTime()
             let seq = log.append(
                 .allocate(file: file, mode: mode, offset: offset, length: length), time: now)
             allocatedInMemory(inode, mode: mode, offset: offset, end: end, now: now)
             inode.addPending(seq, offset, end)
             touch(inode, seq)
-            answerWhen(unique, seq, .write) { [self] in answer(unique, errno: 0) }
+            var last = seq
+            // The kernel says of a write whether it takes privileges away, and not of this: whoever is not root has no right
+            // to keep them.
+            if request.uid != 0 { last = dropPrivileges(inode, now) ?? last }
+            if inode.mayHaveCapability { last = dropCapability(inode, now) }
+            answerWhen(unique, last, .write) { [self] in answer(unique, errno: 0) }
         }
     }
 

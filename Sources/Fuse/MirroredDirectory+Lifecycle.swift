@@ -151,12 +151,20 @@ extension FuseConnection {
     /// Not on the data thread: it waits for requests that are being answered there.
     func invalidate(_ files: [FileID], minor: UInt32) {
         if minor >= FuseNotification.incrementEpochMinor { _ = notify(FuseNotification.incrementEpoch, []) }
-        for file in files {
-            var body = ByteWriter(reserving: 24)
-            body.put(file)
-            body.put(Int64(0))
-            body.put(Int64(0))
-            _ = notify(FuseNotification.invalidateInode, body.bytes)
-        }
+        for file in files { invalidate(file, from: 0) }
+    }
+
+    /// Makes the kernel ask for the mode before it executes a file: it goes by the one that it knows, however much of the
+    /// file was written since. Before the change is answered: who waits for that keeps the kernel's inode, so that this
+    /// waits for nothing, and may be called on the data thread.
+    func forgetAttributes(of file: FileID) { invalidate(file, from: -1) }
+
+    /// - Parameter offset: below zero, data stays cached.
+    private func invalidate(_ file: FileID, from offset: Int64) {
+        var body = ByteWriter(reserving: 24)
+        body.put(file)
+        body.put(offset)
+        body.put(Int64(0))
+        _ = notify(FuseNotification.invalidateInode, body.bytes)
     }
 }

@@ -197,7 +197,7 @@ extension MirroredDirectory {
             let needed = MirroredDirectory.directoryGrowthBytes + target.count
             if let errno = log.spaceFor(bytes: needed, files: 1) { return fail(unique, errno, holding) }
             let parent = parents[0]
-            let now = log.wallClock()
+            let now = presentTime()
             let attributes = newAttributes(request, parent, mode: mode, rdev: rdev, target: target, now: now)
             let file = log.allocateFileID()
             let seq = log.append(
@@ -252,7 +252,7 @@ extension MirroredDirectory {
             }
             whenServing { [self] in
                 if flags & LinuxFlags.openTruncate != 0 {
-                    let now = log.wallClock()
+                    let now = presentTime()
                     var attributes = inode.attributes
                     attributes.size = 0
                     attributes.mtime = now
@@ -289,7 +289,7 @@ extension MirroredDirectory {
         if let errno = log.spaceFor(bytes: MirroredDirectory.directoryGrowthBytes) {
             return fail(unique, errno, holding)
         }
-        let now = log.wallClock()
+        let now = presentTime()
         let seq = log.append(.link(file: inode.file, parent: parent.file, name: name), time: now)
         inode.links += 1
         inode.ctime = now
@@ -320,7 +320,7 @@ extension MirroredDirectory {
     }
 
     private func remove(_ unique: UInt64, _ inode: Inode, _ parent: Inode, _ name: FileName, _ holding: Holding) {
-        let now = log.wallClock()
+        let now = presentTime()
         let isDirectory = inode.isDirectory
         let wasLast = isDirectory || inode.links <= 1
         if wasLast { holdIfOpen(inode) }
@@ -436,7 +436,7 @@ extension MirroredDirectory {
         if let errno = log.spaceFor(bytes: MirroredDirectory.directoryGrowthBytes) {
             return fail(unique, errno, holding)
         }
-        let now = log.wallClock()
+        let now = presentTime()
         let exchange = renaming.isExchange
         let wasLast = target.map { !exchange && ($0.isDirectory || $0.links <= 1) } ?? false
         if wasLast, let target { holdIfOpen(target) }

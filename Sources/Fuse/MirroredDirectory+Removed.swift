@@ -124,14 +124,15 @@ extension MirroredDirectory {
             if write.offset <= inode.denseBytes, end > inode.denseBytes { inode.denseBytes = end }
             inode.size = max(inode.size, end)
             inode.addBlocks(UInt64(payload.count))
-            inode.mtime = log.wallClock()
+            inode.mtime = presentTime()
             inode.ctime = inode.mtime
+            if write.writeFlags & FuseWriteFlags.killPrivileges != 0 { dropPrivilegesLocally(inode) }
             answerWritten(unique, payload.count)
         }
     }
 
     func setLocally(_ unique: UInt64, _ change: FuseAttributeChange, _ inode: Inode) {
-        let now = log.wallClock()
+        let now = presentTime()
         let (mask, attributes) = resolve(change, inode, now: now)
         changeLocally(unique, inode, bytes: 0) { descriptor in
             if mask.contains(.size), ftruncate(descriptor, off_t(attributes.size)) < 0 { return -errno }
@@ -152,14 +153,22 @@ extension MirroredDirectory {
         }
     }
 
-    func allocateLocally(_ unique: UInt64, _ inode: Inode, mode: UInt32, offset: UInt64, length: UInt64) {
+    /// A file without a name can still be executed, through /proc.
+    private func dropPrivilegesLocally(_ inode: Inode) {
+        guard let mode = withoutPrivileges(inode.mode) else { return }
+        inode.mode = mode
+        connection?.forgetAttributes(of: inode.file)
+    }
+
+    func allocateLocally(_ request: FuseRequest, _ inode: Inode, mode: UInt32, offset: UInt64, length: UInt64) {
         let isPunched = mode & LinuxFlags.allocatePunchHole != 0
         let growth = isPunched ? 0 : Int(clamping: inode.growth(offset, offset + length))
-        changeLocally(unique, inode, bytes: growth) { descriptor in
+        changeLocally(request.unique, inode, bytes: growth) { descriptor in
             clinux_fallocate(descriptor, Int32(mode), offset, length)
         } _: { [self] in
-            allocatedInMemory(inode, mode: mode, offset: offset, end: offset + length, now: log.wallClock())
-            answer(unique, errno: 0)
+            allocatedInMemory(inode, mode: mode, offset: offset, end: offset + length, now: presentTime())
+            if request.uid != 0 { dropPrivilegesLocally(inode) }
+            answer(request.unique, errno: 0)
         }
     }
 }

@@ -110,7 +110,7 @@ extension MirroredDirectory {
                 answer(unique, errno: errno)
                 return give(back: holding)
             }
-            let now = log.wallClock()
+            let now = presentTime()
             let seq = log.append(.setXattr(file: file, name: name, value: value), time: now)
             if name == securityCapability { inode.mayHaveCapability = true }
             xattrChanged(inode, seq, now)
@@ -125,7 +125,7 @@ extension MirroredDirectory {
                 answer(unique, errno: ENODATA)
                 return give(back: holding)
             }
-            let now = log.wallClock()
+            let now = presentTime()
             let seq = log.append(.removeXattr(file: file, name: name), time: now)
             xattrChanged(inode, seq, now)
             finishXattr(unique, seq, holding)

@@ -154,6 +154,9 @@ public final class MirroredDirectory {
         return result
     }
 
+    /// For a change that is logged now: a time that both rooms can hold.
+    func presentTime() -> Int64 { limits.kept(log.wallClock()) }
+
     // MARK: Answers
 
     /// Answers once; a second answer, and any after `depose`, goes nowhere.
@@ -402,7 +405,7 @@ extension MirroredDirectory: FuseRequestHandler {
         case .listXattrs(let size): listXattrs(unique, node, Int(size))
         case .removeXattr(let name): removeXattr(unique, node, name)
         case .readDirectory(let offset, let size, let plus): readDirectory(unique, node, offset, Int(size), plus)
-        case .allocate(let offset, let length, let mode): allocate(unique, node, offset, length, mode)
+        case .allocate(let offset, let length, let mode): allocate(request, offset, length, mode)
         case .seek(let offset, let whence): seek(unique, node, offset, whence)
         case .flush: answer(unique, errno: 0)
         case .refused(_, let errno): answer(unique, errno: errno)

@@ -39,10 +39,14 @@ extension PlainTree {
     ) throws(TreeError) {
         let isImage = record.isImage || record.body.isImageMark
         if isImage, role != .behind { return }
-        if again || role == .behind && (isImaging || isImage) {
-            return try unsafe applyImaging(record, payload: payload, settingTimes: settingTimes)
+        do throws(TreeError) {
+            if again || role == .behind && (isImaging || isImage) {
+                return try unsafe applyImaging(record, payload: payload, settingTimes: settingTimes)
+            }
+            try unsafe applyExactly(record, payload: payload, settingTimes: settingTimes)
+        } catch {
+            throw explained(error, record.body.touched)
         }
-        try unsafe applyExactly(record, payload: payload, settingTimes: settingTimes)
     }
 
     func applyExactly(

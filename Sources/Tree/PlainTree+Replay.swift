@@ -100,6 +100,16 @@ extension PlainTree {
                 if isBehind || !(record.isImage || record.body.isImageMark) { plan.add(seq, record) }
             }
         }
+        do throws(TreeError) {
+            return try replay(plan, isBehind: isBehind, ahead, batches, step)
+        } catch {
+            throw explained(error, plan.objects.keys)
+        }
+    }
+
+    private func replay(
+        _ plan: ReplayPlan, isBehind: Bool, _ ahead: RecordsAhead, _ batches: BatchSource, _ step: @escaping ReplayStep
+    ) throws(TreeError) -> ReplayResult {
         let isLenient = isBehind || plan.hasImages
         cache.removeAll()
         state.withLock { state in

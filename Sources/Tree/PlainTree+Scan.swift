@@ -30,17 +30,17 @@ extension PlainTree {
     ///   - retagging: numbers found are replaced too. For the first start of a mirror on files of an earlier one, whose
     ///     numbers would collide with its own.
     /// - Returns: how many objects were given a number.
-    /// - Throws: also for what the mirror cannot carry: E2BIG for extended attributes.
+    /// - Throws: also for what the mirror cannot carry, before anything is given a number: E2BIG for extended attributes,
+    ///   EOPNOTSUPP for access control lists and for what flags of inodes stand in the way.
     public func adoptScan(allocator: inout FileIDAllocator, retagging: Bool) throws(TreeError) -> Int {
         var numbers = allocator
         var tagged = 0
         // Further names of one inode get the number of the first; only inodes with several names are remembered.
         var linked: [UInt64: FileID] = [:]
-        let fresh = try FileTable.create(path: tablePath, identity: treeIdentity)
         cache.removeAll()
-        try checkAccessLists(System.xattrNames(root.rawValue), backing)
+        try checkAll()
+        let fresh = try FileTable.create(path: tablePath, identity: treeIdentity)
         _ = try walk(fresh) { (fd, tag) throws(TreeError) in
-            try checkXattrs(fd)
             if let tag, !retagging { return tag }
             let stat = try System.stat(fd)
             let isLinked = stat.links > 1 && stat.mode & S_IFMT != S_IFDIR
@@ -57,6 +57,25 @@ extension PlainTree {
         state.withLock { $0.table = fresh }
         allocator = numbers
         return tagged
+    }
+
+    /// Refuses what the mirror cannot carry.
+    private func checkAll() throws(TreeError) {
+        try checkAccessLists(System.xattrNames(root.rawValue), backing)
+        // For the walk alone, which goes down through them.
+        var numbers = FileIDAllocator(epoch: Epoch(rawValue: 1))
+        var found: (obstacle: Obstacle, path: String, count: Int)?
+        _ = try walk(try FileTable.create(path: tablePath, identity: treeIdentity)) { (fd, _) throws(TreeError) in
+            try checkXattrs(fd)
+            if let obstacle = try obstacle(fd) {
+                if found == nil { found = (obstacle, path(of: fd), 0) }
+                if found?.obstacle == obstacle { found?.count += 1 }
+            }
+            return try System.stat(fd).mode & S_IFMT == S_IFDIR ? numbers.allocate() : nil
+        }
+        guard let found else { return }
+        let others = found.count > 1 ? " (and \(found.count - 1) more)" : ""
+        throw found.obstacle.refusal(of: found.path + others)
     }
 
     /// Refuses an object with more extended attributes than a record of it carries.

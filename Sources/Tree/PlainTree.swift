@@ -87,8 +87,6 @@ public final class PlainTree: Sendable {
         let stat = try System.stat(root.rawValue)
         device = UInt64(stat.device_major) << 32 | UInt64(stat.device_minor)
         fileSystemType = try PlainTree.supportedType(of: root.rawValue, mount: stat.mount_id, path: backing)
-        limits = FileLimits(
-            fileSystemType: fileSystemType, blockBytes: try System.fileSystem(root.rawValue).block_size)
         let tag = try System.xattr(root.rawValue, PlainTree.fileIDXattr)
         if opening == .existing, tag == nil {
             throw TreeError(
@@ -102,6 +100,7 @@ public final class PlainTree: Sendable {
                 "use the plain files in", backing, code: EINVAL,
                 remedy: "It is a directory inside another mirror's plain files: name that mirror's own directory")
         }
+        if opening == .create { try PlainTree.checkRoot(root.rawValue, path: backing) }
         let own = try PlainTree.directory(PlainTree.ownName, in: root.rawValue, creating: opening == .create)
         lock = try System.open(own.rawValue, PlainTree.lockName, O_RDWR | O_CREAT)
         var locked = clinux_lock_exclusive(lock.rawValue)
@@ -115,6 +114,10 @@ public final class PlainTree: Sendable {
                 "lock the plain files in", backing, code: -locked,
                 remedy: "Another process works on them: stop it first (systemctl stop lockstepd)")
         }
+        var limits = FileLimits(
+            fileSystemType: fileSystemType, blockBytes: try System.fileSystem(root.rawValue).block_size)
+        (limits.times, limits.timeStep) = try PlainTree.keptTimes(by: lock.rawValue)
+        self.limits = limits
         staging = try PlainTree.directory(PlainTree.stagingName, in: own.rawValue, creating: true)
         if tag == nil { try System.setXattr(root.rawValue, PlainTree.fileIDXattr, PlainTree.encodeTag(.root)) }
         cache = DescriptorCache(limit: descriptorLimit)
@@ -200,6 +203,18 @@ public final class PlainTree: Sendable {
             remedy: "A user who is over his quota would stop both rooms. Turn enforcement off "
                 + "(xfs_quota -x -c 'disable -ugp' on its mount point) and mount it with uqnoenforce, gqnoenforce or "
                 + "pqnoenforce, which still count")
+    }
+
+    /// What the file system keeps of times, tried on a file of ours: mkfs decides it, and nothing tells. A new file would
+    /// need room.
+    private static func keptTimes(by fd: Int32) throws(TreeError) -> (ClosedRange<Int64>, step: UInt32) {
+        func kept(_ atime: Int64, _ mtime: Int64) throws(TreeError) -> FileAttributes {
+            try System.setTimes(fd, atime: atime, mtime: mtime)
+            return FileStatus(try System.stat(fd), file: .none).attributes
+        }
+        let ends = try kept(.min, .max)
+        let fraction: Int64 = 999_999_999
+        return (ends.atime...ends.mtime, UInt32(fraction - (try kept(0, fraction).mtime) + 1))
     }
 
     static func directory(

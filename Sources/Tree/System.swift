@@ -83,6 +83,16 @@ enum System {
         return found
     }
 
+    /// As `lsattr` shows them, of a regular file or a directory.
+    static func inodeFlags(_ fd: Int32) throws(TreeError) -> UInt32 {
+        // An O_PATH descriptor cannot be asked.
+        let result = reopen(fd, O_RDONLY | O_NONBLOCK | CLINUX_O_NOATIME)
+        let opened = FileDescriptor(owning: try check(result, "open", "descriptor \(fd)"))
+        var flags: UInt32 = 0
+        try check(unsafe clinux_inode_flags(opened.rawValue, &flags), "read the flags of", "descriptor \(fd)")
+        return flags
+    }
+
     static func fileSystem(_ fd: Int32) throws(TreeError) -> clinux_statfs {
         var found = clinux_statfs()
         try check(unsafe clinux_fstatfs(fd, &found), "ask for the file system's size", "")

@@ -2,6 +2,21 @@ import Format
 import Testing
 
 @Suite struct FileLimitsTests {
+    @Test func timesAreThoseThatBothRoomsKeep() throws {
+        var old = FileLimits(fileSystemType: "ext4", blockBytes: 4096)
+        let (first, last) = (Int64(-2_147_483_648_000_000_000), Int64(2_147_483_647_000_000_000))
+        old.times = first...last
+        old.timeStep = 1_000_000_000
+        let both = FileLimits.widest.narrower(old)
+        #expect(both.times == old.times && both.timeStep == old.timeStep && old.narrower(.widest) == both)
+        for (time, kept) in [
+            (.min, first), (first - 1, first), (first + 999_999_999, first),
+            (first + 1_000_000_001, first + 1_000_000_000), (-1, -1_000_000_000), (0, 0),
+            (1_999_999_999, 1_000_000_000), (last, last), (last + 1, last), (.max, last),
+        ] as [(Int64, Int64)] { #expect(both.kept(time) == kept, "\(time)") }
+        for time in [.min, -1, 0, 1_999_999_999, .max] as [Int64] { #expect(FileLimits.widest.kept(time) == time) }
+    }
+
     @Test func ext4IsAsNarrowAsItsBlocks() {
         let usual = FileLimits(fileSystemType: "ext4", blockBytes: 4096)
         #expect(

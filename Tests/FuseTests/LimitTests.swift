@@ -56,6 +56,34 @@ extension MountedTests {
             }
         }
 
+        @Test func timesAreThoseThatTheOtherRoomKeeps() throws {
+            try withMounted { mounted in
+                let last: Int64 = 2_147_483_647_000_000_000
+                mounted.onData { directory, _ in
+                    directory.limits.times = -last...last
+                    directory.limits.timeStep = 1_000_000_000
+                }
+                let path = mounted.path + "/directory"
+                #expect(mkdir(path, 0o755) == 0 && put(path + "/new", [1]) == 0 && symlink("new", path + "/link") == 0)
+                #expect(put(path + "/set", [1]) == 0 && put(path + "/changed", [1]) == 0)
+                let late = [timespec(tv_sec: 5_000_000_000, tv_nsec: 0), timespec(tv_sec: -5, tv_nsec: 7)]
+                #expect(utimensat(AT_FDCWD, path + "/set", late, 0) == 0)
+                #expect(truncate(path + "/changed", 7) == 0)
+                #expect(setAttribute(path + "/changed", "user.a", [1]) == 0)
+                let fd = open(path + "/changed", O_RDWR)
+                #expect(clinux_fallocate(fd, 0, 0, 100) == 0)
+                close(fd)
+                mounted.settle()
+                for name in ["", "/new", "/link", "/set", "/changed"] {
+                    let (shown, kept) = (status(path + name), status(mounted.backing + "/directory" + name))
+                    #expect(shown?.st_mtim.tv_nsec == 0 && kept?.st_mtim.tv_nsec == 0, "\(name)")
+                    #expect(shown?.st_mtim.tv_sec == kept?.st_mtim.tv_sec, "\(name)")
+                }
+                let set = status(mounted.backing + "/directory/set")
+                #expect(set?.st_atim.tv_sec == 2_147_483_647 && set?.st_mtim.tv_sec == -5)
+            }
+        }
+
         @Test func theLongestLinkTargetOfExt4IsTaken() throws {
             try withMounted { mounted in
                 let long = String(repeating: "t", count: 4095)

@@ -220,6 +220,57 @@ extension MountedTests {
         }
     }
 
+    /// The kernel goes by the mode that it knows when it executes a file: `id` tells whose rights it got.
+    @Suite(.serialized) struct ChangedPrograms {
+        private func asNobody(_ script: String) -> Int32 {
+            run("/usr/bin/setpriv", "--reuid=65534", "--clear-groups", "sh", "-c", script)
+        }
+
+        @Test(arguments: [
+            "echo x >>PROGRAM", "dd if=/dev/zero of=PROGRAM bs=4k count=1 seek=100 oflag=direct conv=notrunc",
+            "fallocate -l 1M PROGRAM", "truncate -s 1M PROGRAM",
+        ])
+        func aProgramThatAnotherUserChangedRunsWithoutItsPrivileges(change: String) throws {
+            try withMounted { mounted in
+                let path = mounted.path + "/id"
+                try #require(run("/bin/cp", "/usr/bin/id", path) == 0)
+                #expect(chmod(path, 0o4777) == 0)
+                mounted.settle()
+                #expect(status(path)?.st_mode == S_IFREG | 0o4777)
+                #expect(asNobody("test $(\(path) -u) = 0") == 0, "needs a mount with set-user-id")
+                let script = change.replacing("PROGRAM", with: path)
+                #expect(asNobody("\(script); test $(\(path) -u) = 65534") == 0)
+                #expect(status(path)?.st_mode == S_IFREG | 0o777)
+                mounted.settle()
+                #expect(status(mounted.backing + "/id")?.st_mode == S_IFREG | 0o777)
+            }
+        }
+
+        @Test(arguments: ["echo x >>/proc/self/fd/9", "fallocate -l 1M /proc/self/fd/9"])
+        func soDoesARemovedOne(change: String) throws {
+            try withMounted { mounted in
+                let path = mounted.path + "/id"
+                try #require(run("/bin/cp", "/usr/bin/id", path) == 0)
+                #expect(chmod(path, 0o4777) == 0)
+                mounted.settle()
+                #expect(status(path)?.st_mode == S_IFREG | 0o4777)
+                let nobody = "setpriv --reuid=65534 --clear-groups sh -c"
+                let test = "test $(/proc/self/fd/9 -u) ="
+                let script = "exec 9<\(path); rm \(path); \(nobody) '\(test) 0 && \(change) && \(test) 65534'"
+                #expect(run("/bin/sh", "-c", script) == 0)
+            }
+        }
+
+        @Test func whatRootAllocatesForKeepsItsPrivileges() throws {
+            try withMounted { mounted in
+                let path = mounted.path + "/file"
+                #expect(put(path, [1]) == 0 && chmod(path, 0o6777) == 0)
+                #expect(run("/usr/bin/fallocate", "-l", "1M", path) == 0)
+                #expect(status(path)?.st_mode == S_IFREG | 0o6777)
+            }
+        }
+    }
+
     /// Leases come and go.
     @Suite(.serialized) struct SteppingDown {
         @Test func heldWritesDoNotFailAndGoOnWhenTheLeaseReturns() throws {

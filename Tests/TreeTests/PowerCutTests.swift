@@ -11,16 +11,17 @@ final class LoopMount {
     private let image: String
     private var isMounted = false
 
-    init?(_ type: String) {
+    /// - Parameter options: of its `mkfs`.
+    init?(_ type: String, _ options: String = "") {
         var template = Array("/dev/shm/lockstep-tree-XXXXXX".utf8CString)
         path = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) } + "/mount"
         image = String(path.dropLast(6)) + "/image"
         precondition(mkdir(path, 0o755) == 0)
         let fd = open(image, O_RDWR | O_CREAT, 0o600)
-        ftruncate(fd, off_t(type == "xfs" ? 320 << 20 : 64 << 20))
+        ftruncate(fd, off_t(type == "ext4" ? 64 << 20 : 320 << 20))
         close(fd)
-        let made = type == "xfs" ? run("/sbin/mkfs.xfs", "-q", image) : run("/sbin/mkfs.ext4", "-q", "-F", image)
-        guard made == 0, mount() else { return nil }
+        let program = type == "ext4" ? "/sbin/mkfs.ext4 -F" : "/sbin/mkfs.\(type)"
+        guard run("/bin/sh", "-c", "\(program) -q \(options) \(image)") == 0, mount() else { return nil }
         mkdir(path + "/backing", 0o755)
         mkdir(path + "/state", 0o755)
     }

@@ -51,6 +51,12 @@ int clinux_ftruncate(int fd, uint64_t size);
 /// `mode`: 0 flush everything, 1 flush the log, 2 flush nothing.
 int clinux_fs_shutdown(int fd, uint32_t mode);
 
+/// Flags of an inode, as lsattr shows them.
+extern const uint32_t CLINUX_INODE_APPEND, CLINUX_INODE_IMMUTABLE, CLINUX_INODE_EXTENTS, CLINUX_INODE_INLINE_DATA,
+    CLINUX_INODE_PROJECT_INHERIT, CLINUX_INODE_CASEFOLD, CLINUX_INODE_ENCRYPTED, CLINUX_INODE_VERITY;
+/// FS_IOC_GETFLAGS.
+int clinux_inode_flags(int fd, uint32_t *flags);
+
 /// FS_IOC_FIEMAP: the extent at or behind `offset`, flushed first. `written` is 0 for one that is only allocated.
 /// 0 when there is none.
 int clinux_next_extent(int fd, uint64_t offset, uint64_t *start, uint64_t *length, int *written);
