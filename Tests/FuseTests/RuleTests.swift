@@ -354,12 +354,7 @@ extension MountedTests {
                 #expect(put(path, [UInt8](repeating: 7, count: 8192)) == 0)
                 mounted.settle()
                 // Nobody has it in memory: a worker must read it.
-                sync()
-                for place in [mounted.backing, mounted.path] {
-                    let fd = open(place + "/f", O_RDONLY)
-                    #expect(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0)
-                    close(fd)
-                }
+                for place in [mounted.backing, mounted.path] { #expect(evict(place + "/f")) }
                 let isReleased = DispatchSemaphore(value: 0)
                 for _ in 0..<Mounted.workers { mounted.pool.submit { isReleased.wait() } }
                 let reader = Concurrent {

@@ -276,6 +276,20 @@ func withMounted(
     try body(mounted)
 }
 
+/// Takes a file out of the kernel's page cache, and looks whether it is: on a busy machine a page that is asked to go may stay.
+func evict(_ path: String) -> Bool {
+    let fd = open(path, O_RDONLY)
+    defer { close(fd) }
+    guard let size = status(path)?.st_size, fsync(fd) == 0 else { return false }
+    guard let map = mmap(nil, size, PROT_READ, MAP_SHARED, fd, 0), map != MAP_FAILED else { return false }
+    defer { munmap(map, size) }
+    var pages = [UInt8](repeating: 1, count: (size + 4095) / 4096)
+    return eventually {
+        posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0 && mincore(map, size, &pages) == 0
+            && pages.allSatisfy { $0 & 1 == 0 }
+    }
+}
+
 /// Waits up to so many milliseconds for something to become true.
 func eventually(_ milliseconds: Int = 2000, _ condition: () -> Bool) -> Bool {
     for _ in 0..<milliseconds {
