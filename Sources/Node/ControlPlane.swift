@@ -134,7 +134,7 @@ final class ControlPlane {
         startedAt = reactor.now
         feed(.start(start))
         _ = reactor.repeating(milliseconds: ControlPlane.tickMilliseconds) { [unowned self] in
-            sight.note { $0.heardAt = reactor.now }
+            noteHeard()
             feed(.tick)
         }
         _ = reactor.repeating(milliseconds: DataThreadWatch.lookMilliseconds) { [unowned self] in watchDataThread() }
@@ -325,6 +325,15 @@ final class ControlPlane {
         }
     }
 
+    private func noteHeard() {
+        let now = reactor.now
+        let mayEnd = member.presentPeer(now: now) != nil || role?.decision?.inSync.isOnly(node) == true
+        sight.note {
+            $0.heardAt = now
+            $0.mayEnd = mayEnd
+        }
+    }
+
     private func noteOpen() { sight.note { $0.isOpen = openEpoch != nil && !hasDrained } }
 
     private func leaseGranted(_ until: UInt64) {
@@ -339,14 +348,16 @@ final class ControlPlane {
     }
 
     func freeze() {
+        // First what may not wait, then what may: dropping an address waits in the kernel for whoever changes the network,
+        // and the guard does nothing more once it hears that this thread has frozen.
+        service?.freezeApplication()
+        order { $0.freeze() }
         isFrozen = true
         // What thaws from here on comes after what the guard did until here.
         sight.note { $0.guardHasFrozen = false }
         startWasFrozen = startWasFrozen || application.state == .starting
         addressesHeld = false
         service?.dropAddresses()
-        service?.freezeApplication()
-        order { $0.freeze() }
         logger.warning("frozen: no lease. The virtual address is gone, the application stands still, writes wait")
     }
 
@@ -407,7 +418,10 @@ final class ControlPlane {
     }
 
     private func close(_ reason: Quorum.CloseReason) {
-        let wasOpen = openEpoch != nil
+        // First what may not wait, as in `freeze`. Also where it was stopped in order: a start that was asked for before is
+        // called off with it.
+        if openEpoch != nil { service?.killApplication() }
+        order { $0.close(reason) }
         openEpoch = nil
         isClosing = true
         isDraining = false
@@ -419,10 +433,7 @@ final class ControlPlane {
         leaseUntil = 0
         addressesHeld = false
         service?.dropAddresses()
-        // Also where it was stopped in order: a start that was asked for before is called off with it.
-        if wasOpen { service?.killApplication() }
         logger.notice("closing the service here: \(reason)")
-        order { $0.close(reason) }
     }
 
     private func roleChanged(_ state: RoleState) {

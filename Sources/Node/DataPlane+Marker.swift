@@ -50,16 +50,25 @@ extension DataPlane {
 
     /// Before the journal begins anew behind `seq`: from now on it may be the old one or the new one. On a full disk
     /// (some need room to overwrite) it waits until there is room.
-    func markBeginning(_ seq: Seq, chain: UInt64, done: @escaping () -> Void) {
+    ///
+    /// - Parameters:
+    ///   - isWanted: asked before each further try; if not, `done` is called without the mark.
+    func markBeginning(
+        _ seq: Seq, chain: UInt64, isNews: Bool = true, isWanted: @escaping () -> Bool = { true },
+        done: @escaping () -> Void
+    ) {
         let next = TreeMarker.Point(seq: seq, chain: chain, incarnation: 0)
         setMarker([markedPoint, next].compactMap { $0 }) { [weak self] failure in
             guard let self else { return }
             guard let failure else { return done() }
             guard failure.isOutOfSpace else { return failed(.apply(seq, "\(failure)")) }
-            logger.error("\(failure): the files are brought up to date when there is room; tried again each second")
+            if isNews {
+                logger.error("\(failure): the files are brought up to date when there is room; tried again each second")
+            }
             _ = reactor.after(milliseconds: DataPlane.fullRetryMilliseconds) { [weak self] in
                 guard let self, !isBroken else { return }
-                markBeginning(seq, chain: chain, done: done)
+                guard isWanted() else { return done() }
+                markBeginning(seq, chain: chain, isNews: false, isWanted: isWanted, done: done)
             }
         }
     }

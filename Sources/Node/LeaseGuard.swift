@@ -20,7 +20,8 @@ import Synchronization
 //       froze; or froze and thawed meanwhile       freeze and thaws (`settleGuard`)
 //     froze at the same moment                   the freeze is its own; the next grant thaws
 //     closes the service                         the application is killed; nothing is left to thaw
-//     does not go on for 20 s                    the process ends, and the unit starts it anew
+//     does not go on for 20 s                    the process ends, and the unit starts it anew; not where it would then
+//                                                  have to wait for a node that is lost
 //
 // A machine that stood still as a whole may look in any order when it wakes: the same rows.
 
@@ -39,6 +40,9 @@ final class LeaseSight: Sendable {
         /// Set by the guard AFTER the application is frozen, so that whatever the control thread then does comes later;
         /// cleared by that thread.
         var guardHasFrozen = false
+        /// This process would serve again without the other node's consent, or the other node is there: nobody would have
+        /// to wait for a node that is lost.
+        var mayEnd = true
     }
     private let facts = Mutex(Facts())
 
@@ -51,6 +55,9 @@ struct LeaseWatch {
     static let lookMilliseconds = 50
     /// The control thread looks as often, and is on time as a rule: two looks more are its own.
     static let overdueLooksMaximum = 2
+    /// As long as the control thread does not come round it freezes again each second: the first time may have failed, or
+    /// an application may have been born since.
+    static let looksBetweenFreezes = 20
     /// 20 s.
     static let silentLooksMaximum = 400
 
@@ -61,12 +68,13 @@ struct LeaseWatch {
     private var overdueLooks = 0
 
     mutating func look(_ facts: LeaseSight.Facts, now: UInt64) -> Verdict {
-        silentLooks = facts.isOpen && facts.heardAt == heardAt ? silentLooks + 1 : 0
+        silentLooks = facts.isOpen && facts.mayEnd && facts.heardAt == heardAt ? silentLooks + 1 : 0
         heardAt = facts.heardAt
         if silentLooks > LeaseWatch.silentLooksMaximum { return .end }
-        let isOverdue = facts.isOpen && !facts.isFrozen && !facts.guardHasFrozen && now >= facts.leaseUntil
+        let isOverdue = facts.isOpen && !facts.isFrozen && now >= facts.leaseUntil
         overdueLooks = isOverdue ? overdueLooks + 1 : 0
-        return overdueLooks > LeaseWatch.overdueLooksMaximum ? .freeze : .nothing
+        let late = overdueLooks - LeaseWatch.overdueLooksMaximum - 1
+        return late >= 0 && late.isMultiple(of: LeaseWatch.looksBetweenFreezes) ? .freeze : .nothing
     }
 }
 
@@ -107,8 +115,8 @@ final class LeaseGuard: Sendable {
             switch watch.look(facts, now: now) {
             case .nothing: break
             case .freeze:
-                service.freezeApplicationHere()
-                sight.note { $0.guardHasFrozen = true }
+                service.freezeApplicationHere { sight.note { $0.guardHasFrozen = true } }
+                guard !facts.guardHasFrozen else { break }
                 logger.critical(
                     """
                     the lease ended \(milliseconds(facts.leaseUntil, now)) ago, and the thread that renews it has not \

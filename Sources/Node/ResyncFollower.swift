@@ -134,7 +134,8 @@ final class ResyncFollower: ResyncSession {
         // Only now: up to here it is still a part of this log, which may have to go on without this resynchronisation.
         if log.dropQueued() { hasDropped = true }
         // The files say that their journal may begin anew before it does: else they would look put back.
-        plane.markBeginning(start.base, chain: start.chain) { [self] in reset() }
+        let isWanted = { [self] in !isCancelled || hasDropped }
+        plane.markBeginning(start.base, chain: start.chain, isWanted: isWanted) { [self] in reset() }
     }
 
     private func reset() {

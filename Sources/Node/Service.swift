@@ -186,26 +186,30 @@ final class Service: Sendable {
     }
 
     /// The same on the calling thread, which waits for no other: for the guard.
-    func freezeApplicationHere() {
-        guard let application else { return }
+    /// - Parameter noted: before anybody hears of it.
+    func freezeApplicationHere(_ noted: () -> Void) {
+        guard let application else { return noted() }
         isFrozen.store(true, ordering: .sequentiallyConsistent)
-        freeze(application, milliseconds: 200)
+        let hasFrozen = freeze(application, milliseconds: 200)
+        noted()
+        if hasFrozen { report(.frozen) }
     }
 
     private func freezeWhatIsThere(_ application: Application) {
-        killer.submit { [self] in freeze(application, milliseconds: 1000) }
+        killer.submit { [self] in if freeze(application, milliseconds: 1000) { report(.frozen) } }
     }
 
-    private func freeze(_ application: Application, milliseconds: Int) {
+    /// - Returns: whether there was something to freeze.
+    private func freeze(_ application: Application, milliseconds: Int) -> Bool {
         do {
-            guard isFrozen.load(ordering: .sequentiallyConsistent) else { return }
-            guard try application.isPopulated else { return }
+            guard isFrozen.load(ordering: .sequentiallyConsistent), try application.isPopulated else { return false }
             if try !application.freeze(milliseconds: milliseconds) {
                 logger.warning("the application is not frozen completely yet")
             }
-            report(.frozen)
+            return true
         } catch {
             logger.error("\(error)")
+            return false
         }
     }
 
@@ -214,6 +218,8 @@ final class Service: Sendable {
         isFrozen.store(false, ordering: .sequentiallyConsistent)
         killer.submit { [self] in
             do {
+                // It waited behind another job here, and the lease is over again.
+                guard !isFrozen.load(ordering: .sequentiallyConsistent) else { return }
                 try application.thaw()
                 if try application.isPopulated { report(.running) }
             } catch {

@@ -137,7 +137,8 @@ public final class Application: Sendable {
             logger.notice("Killing \(leftovers.count) processes that an earlier run of the application left.")
             try emptyGroup(before: "start the application")
         }
-        if group.isFrozen { try group.thaw() }
+        // Also where it does not know of being frozen: who is born into a frozen group never returns to here.
+        try group.thaw()
         let running = try spawn(settings.start, mine)
         let end = running.wait(milliseconds: settings.startTimeoutMilliseconds)
         let isMine = generation.load(ordering: .sequentiallyConsistent) == mine
