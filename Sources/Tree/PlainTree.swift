@@ -114,6 +114,7 @@ public final class PlainTree: Sendable {
                 "lock the plain files in", backing, code: -locked,
                 remedy: "Another process works on them: stop it first (systemctl stop lockstepd)")
         }
+        if opening == .create, fileSystemType == "ext4" { try PlainTree.checkExtents(own.rawValue, path: backing) }
         var limits = FileLimits(
             fileSystemType: fileSystemType, blockBytes: try System.fileSystem(root.rawValue).block_size)
         (limits.times, limits.timeStep) = try PlainTree.keptTimes(by: lock.rawValue)
