@@ -106,14 +106,21 @@ extension MirroredDirectory {
 
     /// A WRITE just read; its payload lies in the log's memory.
     func writeArrived(_ request: FuseRequest, _ write: FuseWrite, _ place: UnsafeMutableRawBufferPointer) {
-        guard let inode = inodes[request.node], !inode.isRemoved, loading[request.node] == nil else {
+        guard let inode = inodes[request.node], !inode.isRemoved, loading[request.node] == nil,
+            !takesPrivileges(write, inode)
+        else {
             let payload = unsafe savePayload(place, write.length)
             return writeSaved(request, write, payload)
         }
         logWrite(request, write, inode)
     }
 
-    /// A WRITE whose payload had to be saved: its file is not in memory, was removed, or we were frozen.
+    private func takesPrivileges(_ write: FuseWrite, _ inode: Inode) -> Bool {
+        write.writeFlags & FuseWriteFlags.killPrivileges != 0 && withoutPrivileges(inode.mode) != nil
+    }
+
+    /// A WRITE whose payload had to be saved: its file is not in memory, was removed, or loses privileges, or we were
+    /// frozen.
     func writeSaved(_ request: FuseRequest, _ write: FuseWrite, _ payload: [UInt8]) {
         load(request.node) { [self] result in
             switch result {
@@ -125,6 +132,15 @@ extension MirroredDirectory {
             case .success(let inode) where inode.isRemoved:
                 waitUntilLocal(inode) { [self] in writeLocally(request.unique, write, payload, inode) }
             case .success(let inode):
+                // Before the write, and so before its payload has its place: whatever a power cut leaves, no changed
+                // file has them.
+                if takesPrivileges(write, inode) {
+                    if let errno = log.spaceFor(bytes: 0) {
+                        payloadUsed(payload)
+                        return answer(request.unique, errno: errno)
+                    }
+                    _ = dropPrivileges(inode, presentTime())
+                }
                 guard let place = unsafe log.payloadPlace() else {
                     session?.pause()
                     waitingForRoom.append { [self] in
@@ -160,7 +176,6 @@ extension MirroredDirectory {
         inode.mtime = now
         inode.ctime = now
         touch(inode, seq)
-        if write.writeFlags & FuseWriteFlags.killPrivileges != 0 { last = dropPrivileges(inode, now) ?? last }
         if inode.mayHaveCapability { last = dropCapability(inode, now) }
         tally.writes += 1
         tally.writtenBytes += UInt64(write.length)
@@ -266,15 +281,15 @@ extension MirroredDirectory {
                 return answer(unique, errno: errno)
             }
             let now = presentTime()
+            // The kernel says of a write whether it takes privileges away, and not of this: whoever is not root has no
+            // right to keep them. First, as with a write.
+            if request.uid != 0 { _ = dropPrivileges(inode, now) }
             let seq = log.append(
                 .allocate(file: file, mode: mode, offset: offset, length: length), time: now)
             allocatedInMemory(inode, mode: mode, offset: offset, end: end, now: now)
             inode.addPending(seq, offset, end)
             touch(inode, seq)
             var last = seq
-            // The kernel says of a write whether it takes privileges away, and not of this: whoever is not root has no right
-            // to keep them.
-            if request.uid != 0 { last = dropPrivileges(inode, now) ?? last }
             if inode.mayHaveCapability { last = dropCapability(inode, now) }
             answerWhen(unique, last, .write) { [self] in answer(unique, errno: 0) }
         }

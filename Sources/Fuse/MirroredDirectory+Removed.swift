@@ -105,6 +105,8 @@ extension MirroredDirectory {
             payloadUsed(payload)
             return answer(unique, errno: EFBIG)
         }
+        // A write that fails may have changed something.
+        if write.writeFlags & FuseWriteFlags.killPrivileges != 0 { dropPrivilegesLocally(inode) }
         changeLocally(unique, inode, bytes: end <= inode.denseBytes ? 0 : payload.count) { descriptor in
             var done = 0
             while done < payload.count {
@@ -126,7 +128,6 @@ extension MirroredDirectory {
             inode.addBlocks(UInt64(payload.count))
             inode.mtime = presentTime()
             inode.ctime = inode.mtime
-            if write.writeFlags & FuseWriteFlags.killPrivileges != 0 { dropPrivilegesLocally(inode) }
             answerWritten(unique, payload.count)
         }
     }
@@ -143,11 +144,12 @@ extension MirroredDirectory {
                 inode.size = attributes.size
                 inode.denseBytes = min(inode.denseBytes, attributes.size)
             }
-            inode.mode = attributes.mode
-            inode.uid = attributes.uid
-            inode.gid = attributes.gid
-            inode.atime = attributes.atime
-            inode.mtime = attributes.mtime
+            // Only what was asked for: the rest may have changed meanwhile.
+            if mask.contains(.mode) { inode.mode = attributes.mode }
+            if mask.contains(.uid) { inode.uid = attributes.uid }
+            if mask.contains(.gid) { inode.gid = attributes.gid }
+            if mask.contains(.atime) { inode.atime = attributes.atime }
+            if mask.contains(.mtime) { inode.mtime = attributes.mtime }
             inode.ctime = now
             answerAttributes(unique, inode)
         }
@@ -163,11 +165,11 @@ extension MirroredDirectory {
     func allocateLocally(_ request: FuseRequest, _ inode: Inode, mode: UInt32, offset: UInt64, length: UInt64) {
         let isPunched = mode & LinuxFlags.allocatePunchHole != 0
         let growth = isPunched ? 0 : Int(clamping: inode.growth(offset, offset + length))
+        if request.uid != 0 { dropPrivilegesLocally(inode) }
         changeLocally(request.unique, inode, bytes: growth) { descriptor in
             clinux_fallocate(descriptor, Int32(mode), offset, length)
         } _: { [self] in
             allocatedInMemory(inode, mode: mode, offset: offset, end: offset + length, now: presentTime())
-            if request.uid != 0 { dropPrivilegesLocally(inode) }
             answer(request.unique, errno: 0)
         }
     }

@@ -456,7 +456,11 @@ extension VerifyRun {
     private func judge(_ waiting: VerifyAttributes) {
         let task = waiting.task
         let mine = waiting.mine
-        let theirs = waiting.theirs
+        var theirs = waiting.theirs
+        // No difference, see `differences`: nothing has to prove it.
+        if plane.limits.kept(mine.attributes.mtime) == plane.limits.kept(theirs.attributes.mtime) {
+            theirs.attributes.mtime = mine.attributes.mtime
+        }
         // Another type, device or target is another object: that takes names.
         guard mine.attributes.mode & 0o170000 == theirs.attributes.mode & 0o170000,
             mine.attributes.rdev == theirs.attributes.rdev, mine.target == theirs.target

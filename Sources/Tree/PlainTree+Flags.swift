@@ -92,6 +92,17 @@ extension PlainTree {
         throw obstacle.refusal(of: path)
     }
 
+    /// Whether what is made on ext4 has extents: a tree that is empty yet does not show it.
+    static func checkExtents(_ own: Int32, path: String) throws(TreeError) {
+        let file = try System.open(own, Array(".".utf8), O_RDWR | CLINUX_O_TMPFILE)
+        let flags = try System.inodeFlags(file.rawValue)
+        guard Obstacle(flags: flags, isDirectory: false, isExt4: true) == .withoutExtents else { return }
+        throw TreeError(
+            "use the ext4 file system without extents of", path, code: EOPNOTSUPP,
+            remedy: "It allocates nothing (fallocate): umount it and run tune2fs -O extent on the disk, or make a new "
+                + "file system with mkfs.ext4")
+    }
+
     /// Says what stands in the way if a flag of one of these files does: somebody has set it since they were adopted.
     func explained(_ error: TreeError, _ files: some Sequence<FileID>) -> TreeError {
         guard [EPERM, EOPNOTSUPP, EXDEV].contains(error.code) else { return error }

@@ -67,7 +67,7 @@ extension PlainTree {
         var found: (obstacle: Obstacle, path: String, count: Int)?
         _ = try walk(try FileTable.create(path: tablePath, identity: treeIdentity)) { (fd, _) throws(TreeError) in
             try checkXattrs(fd)
-            if let obstacle = try obstacle(fd) {
+            if let obstacle = try obstacleNamed(fd) {
                 if found == nil { found = (obstacle, path(of: fd), 0) }
                 if found?.obstacle == obstacle { found?.count += 1 }
             }
@@ -76,6 +76,12 @@ extension PlainTree {
         guard let found else { return }
         let others = found.count > 1 ? " (and \(found.count - 1) more)" : ""
         throw found.obstacle.refusal(of: found.path + others)
+    }
+
+    private func obstacleNamed(_ fd: Int32) throws(TreeError) -> Obstacle? {
+        do throws(TreeError) { return try obstacle(fd) } catch {
+            throw TreeError("look for flags (lsattr) of", path(of: fd), code: error.code)
+        }
     }
 
     /// Refuses an object with more extended attributes than a record of it carries.

@@ -114,9 +114,18 @@ public final class PlainTree: Sendable {
                 "lock the plain files in", backing, code: -locked,
                 remedy: "Another process works on them: stop it first (systemctl stop lockstepd)")
         }
+        if opening == .create, fileSystemType == "ext4" { try PlainTree.checkExtents(own.rawValue, path: backing) }
         var limits = FileLimits(
             fileSystemType: fileSystemType, blockBytes: try System.fileSystem(root.rawValue).block_size)
-        (limits.times, limits.timeStep) = try PlainTree.keptTimes(by: lock.rawValue)
+        // btrfs keeps every time, and may have no room to try it.
+        if fileSystemType != "btrfs" {
+            do throws(TreeError) {
+                (limits.times, limits.timeStep) = try PlainTree.keptTimes(by: lock.rawValue)
+            } catch {
+                let path = backing + "/.lockstep/lock"
+                throw TreeError("try what the file system keeps of the times of", path, code: error.code)
+            }
+        }
         self.limits = limits
         staging = try PlainTree.directory(PlainTree.stagingName, in: own.rawValue, creating: true)
         if tag == nil { try System.setXattr(root.rawValue, PlainTree.fileIDXattr, PlainTree.encodeTag(.root)) }

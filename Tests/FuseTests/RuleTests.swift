@@ -239,7 +239,15 @@ extension MountedTests {
                 #expect(status(path)?.st_mode == S_IFREG | 0o4777)
                 #expect(asNobody("test $(\(path) -u) = 0") == 0, "needs a mount with set-user-id")
                 let script = change.replacing("PROGRAM", with: path)
+                let before = mounted.onData { _, log in log.bodies.count }
                 #expect(asNobody("\(script); test $(\(path) -u) = 65534") == 0)
+                // Before the change itself: a power cut may leave the one without the other.
+                let first = mounted.onData { _, log in log.bodies.dropFirst(before).first }
+                guard case .setAttributes(_, let mask, _) = first else {
+                    Issue.record("the bit goes after the change")
+                    return
+                }
+                #expect(mask.contains(.mode))
                 #expect(status(path)?.st_mode == S_IFREG | 0o777)
                 mounted.settle()
                 #expect(status(mounted.backing + "/id")?.st_mode == S_IFREG | 0o777)

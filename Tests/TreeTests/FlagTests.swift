@@ -48,6 +48,21 @@ import Testing
         #expect(try adopt(disk) == 4)
     }
 
+    @Test func anEmptyExt4WithoutExtentsIsNotUsed() throws {
+        let disk = try #require(
+            LoopMount("ext4", "-O ^extent,^64bit"), "needs root, loop devices and mkfs.ext4")
+        // Once more: the first time leaves nothing that would hide it.
+        for _ in 0..<2 {
+            #expect {
+                _ = try disk.openTree(.create)
+            } throws: { error in
+                (error as? TreeError)?.code == EOPNOTSUPP && "\(error)".contains(" \(disk.path)/backing: ")
+                    && "\(error)".contains("tune2fs -O extent")
+            }
+        }
+        #expect(clinux_getxattr(disk.path + "/backing", "trusted.lockstep.fid", nil, 0, 0) == -Int(ENODATA))
+    }
+
     /// Of these the kernel that tests run on may know nothing.
     @Test func whatCannotBeWrittenOrMovedIntoIsInTheWay() {
         func obstacle(_ flags: UInt32, isDirectory: Bool = true) -> Obstacle? {

@@ -14,6 +14,7 @@ import Testing
         let disk = try #require(LoopMount(type, options), "needs root, loop devices and mkfs.\(type)")
         let tree = try disk.openTree(.create)
         let limits = tree.limits
+        #expect(type != "btrfs" || limits.times == .min ... .max)
         let isOld = options == "-I 128" || options == "-m bigtime=0"
         #expect((limits.times.upperBound == 2_147_483_647_000_000_000) == isOld)
         #expect(limits.timeStep == (options == "-I 128" ? 1_000_000_000 : 1))
