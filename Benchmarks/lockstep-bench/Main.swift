@@ -290,7 +290,7 @@ var interrupted: Bool { interruptSeen.load(ordering: .relaxed) }
 
 func throwIfInterrupted() throws { if interrupted { throw BenchError("Interrupted.") } }
 
-func note(_ text: String) { FileHandle.standardError.write(Data((text + "\n").utf8)) }
+func note(_ text: String) { try? FileHandle.standardError.write(contentsOf: Data((text + "\n").utf8)) }
 
 func byteText(_ bytes: Int) -> String { bytes % (1 << 20) == 0 ? "\(bytes >> 20)M" : "\(bytes >> 10)K" }
 

@@ -277,13 +277,16 @@ extension MirroredDirectory {
                     allocateLocally(request, inode, mode: mode, offset: offset, length: length)
                 }
             }
+            let now = presentTime()
+            // The kernel says of a write whether it takes privileges away, and not of this: whoever is not root has no
+            // right to keep them. First, as with a write, and with room of its own.
+            if request.uid != 0, withoutPrivileges(inode.mode) != nil {
+                if let errno = log.spaceFor(bytes: 0) { return answer(unique, errno: errno) }
+                _ = dropPrivileges(inode, now)
+            }
             if let errno = log.spaceFor(bytes: mode == punch ? 0 : Int(clamping: inode.growth(offset, end))) {
                 return answer(unique, errno: errno)
             }
-            let now = presentTime()
-            // The kernel says of a write whether it takes privileges away, and not of this: whoever is not root has no
-            // right to keep them. First, as with a write.
-            if request.uid != 0 { _ = dropPrivileges(inode, now) }
             let seq = log.append(
                 .allocate(file: file, mode: mode, offset: offset, length: length), time: now)
             allocatedInMemory(inode, mode: mode, offset: offset, end: end, now: now)

@@ -490,6 +490,8 @@ final class ControlPlane {
 
     func applicationChanged(_ state: Service.ApplicationState, _ text: String) {
         meetGuard()
+        // The guard's, and it goes on again already.
+        guard state != .frozen || isFrozen else { return }
         application = (state, text)
         guard state == .failed, startWasFrozen else { return }
         logger.notice("the application is started once more: it stood still in its start")

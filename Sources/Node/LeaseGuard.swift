@@ -115,8 +115,9 @@ final class LeaseGuard: Sendable {
             switch watch.look(facts, now: now) {
             case .nothing: break
             case .freeze:
-                service.freezeApplicationHere { sight.note { $0.guardHasFrozen = true } }
-                guard !facts.guardHasFrozen else { break }
+                let isFirst = !facts.guardHasFrozen
+                service.freezeApplicationHere(isNews: isFirst) { sight.note { $0.guardHasFrozen = true } }
+                guard isFirst else { break }
                 logger.critical(
                     """
                     the lease ended \(milliseconds(facts.leaseUntil, now)) ago, and the thread that renews it has not \

@@ -186,11 +186,13 @@ final class Service: Sendable {
     }
 
     /// The same on the calling thread, which waits for no other: for the guard.
-    /// - Parameter noted: before anybody hears of it.
-    func freezeApplicationHere(_ noted: () -> Void) {
+    /// - Parameters:
+    ///   - isNews: not tried once more.
+    ///   - noted: before anybody hears of it.
+    func freezeApplicationHere(isNews: Bool, _ noted: () -> Void) {
         guard let application else { return noted() }
         isFrozen.store(true, ordering: .sequentiallyConsistent)
-        let hasFrozen = freeze(application, milliseconds: 200)
+        let hasFrozen = freeze(application, milliseconds: 200, isNews: isNews)
         noted()
         if hasFrozen { report(.frozen) }
     }
@@ -200,15 +202,15 @@ final class Service: Sendable {
     }
 
     /// - Returns: whether there was something to freeze.
-    private func freeze(_ application: Application, milliseconds: Int) -> Bool {
+    private func freeze(_ application: Application, milliseconds: Int, isNews: Bool = true) -> Bool {
         do {
             guard isFrozen.load(ordering: .sequentiallyConsistent), try application.isPopulated else { return false }
-            if try !application.freeze(milliseconds: milliseconds) {
+            if try !application.freeze(milliseconds: milliseconds), isNews {
                 logger.warning("the application is not frozen completely yet")
             }
             return true
         } catch {
-            logger.error("\(error)")
+            if isNews { logger.error("\(error)") }
             return false
         }
     }

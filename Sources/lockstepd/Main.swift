@@ -53,7 +53,7 @@ struct Lockstepd: ParsableCommand {
         } catch let error as ValidationError {
             throw error
         } catch {
-            FileHandle.standardError.write(Data("lockstepd: \(error)\n".utf8))
+            tell("lockstepd: \(error)")
             throw ExitCode(2)
         }
         let level = Logger.Level(rawValue: settings.logLevel.rawValue) ?? .info

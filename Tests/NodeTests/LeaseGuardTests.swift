@@ -188,7 +188,7 @@ private final class HeldControl: @unchecked Sendable {
 
     /// Control thread.
     func freezeAsTheGuardDoes() {
-        service.freezeApplicationHere { control.value.sight.note { $0.guardHasFrozen = true } }
+        service.freezeApplicationHere(isNews: true) { control.value.sight.note { $0.guardHasFrozen = true } }
     }
 
     func state() throws -> State {

@@ -17,12 +17,16 @@ extension ParsableCommand {
                 print(text)
                 Foundation.exit(0)
             case .validationFailure:
-                FileHandle.standardError.write(Data((text + "\n").utf8))
+                tell(text)
                 Foundation.exit(2)
             default:
-                FileHandle.standardError.write(Data((text + "\n").utf8))
+                tell(text)
                 Foundation.exit(1)
             }
         }
     }
 }
+
+/// Says something to whoever watches, on standard error. What cannot be written there (a full disk, a terminal that has
+/// gone) is lost, and changes nothing else.
+public func tell(_ text: String) { try? FileHandle.standardError.write(contentsOf: Data("\(text)\n".utf8)) }

@@ -74,4 +74,4 @@ final class Server: @unchecked Sendable {
     }
 }
 
-func note(_ text: String) { FileHandle.standardError.write(Data((text + "\n").utf8)) }
+func note(_ text: String) { try? FileHandle.standardError.write(contentsOf: Data((text + "\n").utf8)) }

@@ -104,7 +104,7 @@ final class Display: Sendable {
         }
     }
 
-    private func put(_ text: String) { FileHandle.standardOutput.write(Data(text.utf8)) }
+    private func put(_ text: String) { try? FileHandle.standardOutput.write(contentsOf: Data(text.utf8)) }
 
     private func clock() -> String { String(format: "%6.1f s", bootSeconds() - start) }
 

@@ -1,5 +1,6 @@
 import ArgumentParser
 import CLinux
+import CommandMain
 import Format
 import Foundation
 
@@ -33,9 +34,7 @@ struct Names {
             found += 1
         }
         if found == 0 {
-            FileHandle.standardError.write(
-                Data(
-                    "lockstep-dump: no file below \(directory) shows a file number (only root may read them)\n".utf8))
+            tell("lockstep-dump: no file below \(directory) shows a file number (only root may read them)")
         }
     }
 

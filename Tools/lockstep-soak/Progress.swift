@@ -56,5 +56,5 @@ final class Progress: Sendable {
         put("\(bar) \(Int(elapsed)) of \(Int(seconds)) s  \(words)")
     }
 
-    private func put(_ text: String) { FileHandle.standardOutput.write(Data(text.utf8)) }
+    private func put(_ text: String) { try? FileHandle.standardOutput.write(contentsOf: Data(text.utf8)) }
 }

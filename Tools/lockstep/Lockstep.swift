@@ -48,10 +48,10 @@ struct MirrorOptions: ParsableArguments {
 
 /// Ends a command with words and a status.
 enum Failure {
-    static func usage(_ text: String) -> ExitCode { tell(text, ExitCode(2)) }
-    static func failed(_ text: String) -> ExitCode { tell(text, ExitCode(1)) }
-    private static func tell(_ text: String, _ code: ExitCode) -> ExitCode {
-        FileHandle.standardError.write(Data("lockstep: \(text)\n".utf8))
+    static func usage(_ text: String) -> ExitCode { saying(text, ExitCode(2)) }
+    static func failed(_ text: String) -> ExitCode { saying(text, ExitCode(1)) }
+    private static func saying(_ text: String, _ code: ExitCode) -> ExitCode {
+        tell("lockstep: \(text)")
         return code
     }
 }
@@ -90,7 +90,7 @@ func wait(
         if reached(status) { return status }
         let text = "\(status.role): \(status.explanation)"
         if text != said {
-            FileHandle.standardError.write(Data("\(text)\n".utf8))
+            tell(text)
             said = text
         }
         if ContinuousClock.now > deadline {

@@ -95,5 +95,5 @@ final class Progress {
     }
 
     func finish() { if isTerminal { write("\n") } }
-    private func write(_ text: String) { FileHandle.standardError.write(Data(text.utf8)) }
+    private func write(_ text: String) { try? FileHandle.standardError.write(contentsOf: Data(text.utf8)) }
 }

@@ -1,4 +1,5 @@
 import ArgumentParser
+import CommandMain
 import Configuration
 import Foundation
 import Node
@@ -168,7 +169,5 @@ final class ProgressLine {
 
     func end() { if isTerminal { write("\r\u{1B}[K") } }
 
-    private func write(_ text: String) { FileHandle.standardError.write(Data(text.utf8)) }
+    private func write(_ text: String) { try? FileHandle.standardError.write(contentsOf: Data(text.utf8)) }
 }
-
-func tell(_ text: String) { FileHandle.standardError.write(Data("\(text)\n".utf8)) }

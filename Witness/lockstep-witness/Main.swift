@@ -117,7 +117,7 @@ struct LockstepWitness: ParsableCommand {
                 grant = UInt32(file.longestGrantMilliseconds)
             }
         } catch {
-            FileHandle.standardError.write(Data("lockstep-witness: \(error)\n".utf8))
+            tell("lockstep-witness: \(error)")
             throw ExitCode(2)
         }
         if let listen { endpoint = Endpoint(listen) }
