@@ -362,7 +362,7 @@ extension PlainTree {
                 for counter in UInt64(20_001)...60_000 { try? table.insert(id(counter), handle) }
                 isUsed.withLock { $0 = true }
             }
-            for _ in 0..<1000 where !isUsed.withLock({ $0 }) { usleep(10_000) }
+            for _ in 0..<6000 where !isUsed.withLock({ $0 }) { usleep(10_000) }
             #expect(isUsed.withLock { $0 }, "nobody waits for the end of a pass")
         }
         pool.shutdown()
