@@ -59,7 +59,7 @@ let package = Package(
                 "Takeover", "Configuration", log,
             ], swiftSettings: rawMemory),
         .target(
-            name: "CommandMain", dependencies: [arguments], path: "Tools/CommandMain", swiftSettings: common),
+            name: "CommandMain", dependencies: ["CLinux", arguments], path: "Tools/CommandMain", swiftSettings: common),
         .executableTarget(
             name: "lockstepd", dependencies: ["Node", "Ring", "Configuration", "CommandMain", arguments, log],
             swiftSettings: common),

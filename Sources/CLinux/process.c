@@ -18,6 +18,12 @@
 
 static int checked(long result) { return result < 0 ? -errno : (int)result; }
 
+int clinux_flush_stdout(void) {
+    int failed = ferror(stdout);
+    if (fflush(stdout) != 0) return -errno;
+    return failed ? -EIO : 0;
+}
+
 uint64_t clinux_boottime_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_BOOTTIME, &now);

@@ -1,29 +1,38 @@
 public import ArgumentParser
+import CLinux
 import Foundation
 
 extension ParsableCommand {
     /// Runs the command as a program: data on standard output, errors on standard error, exit status 0 done, 1 failed,
-    /// 2 wrong usage, or what the command threw as `ExitCode`.
+    /// 2 wrong usage, or what the command threw as `ExitCode`. Data that could not be written is a failure.
     public static func runAsProgram() {
         do {
             var command = try parseAsRoot()
             try command.run()
+            end(0)
         } catch let status as ExitCode {
-            Foundation.exit(status.rawValue)
+            end(status.rawValue)
         } catch {
             let text = fullMessage(for: error)
             switch exitCode(for: error) {
             case .success:
                 print(text)
-                Foundation.exit(0)
+                end(0)
             case .validationFailure:
                 tell(text)
-                Foundation.exit(2)
+                end(2)
             default:
                 tell(text)
-                Foundation.exit(1)
+                end(1)
             }
         }
+    }
+
+    private static func end(_ status: Int32) -> Never {
+        let written = clinux_flush_stdout()
+        guard written < 0 else { Foundation.exit(status) }
+        tell("\(_commandName): cannot write to standard output: \(String(cString: strerror(-written)))")
+        Foundation.exit(1)
     }
 }
 

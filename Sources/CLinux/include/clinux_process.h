@@ -11,6 +11,9 @@ uint64_t clinux_boottime_ns(void);
 
 /// The kernel's number of the calling thread (asked once per thread).
 int32_t clinux_thread_id(void);
+/// Hands what was printed to the kernel; below zero also if that failed earlier.
+int clinux_flush_stdout(void);
+
 /// At most 15 bytes are kept.
 int clinux_thread_name(const char *name);
 /// Binds the calling thread to one processor.
