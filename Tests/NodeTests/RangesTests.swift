@@ -303,8 +303,8 @@ extension TestNode {
         #expect(pair.a.problems == [] && pair.b.problems == [])
     }
 
-    /// Broken off, and the journal does not reach back to where it was: what has changed since is owed too.
-    @Test func whatWasBrokenOffLongAgoGoesOnWithWhatChangedSince() throws {
+    /// What the second node lacks was sent to it about half; how many bytes that were.
+    private static func brokenOff() throws -> (Pair, sent: Int) {
         let pair = try Pair.inSync(RangesTests.fill)
         pair.cut()
         pair.goAlone(pair.a, epoch: 3)
@@ -316,6 +316,12 @@ extension TestNode {
         let first = try #require(pair.wire)
         pair.b.wait("half of it", seconds: 60) { _ in first.bytesToB > 12 << 20 }
         pair.cut()
+        return (pair, first.bytesToB)
+    }
+
+    /// Broken off, and the journal does not reach back to where it was: what has changed since is owed too.
+    @Test func whatWasBrokenOffLongAgoGoesOnWithWhatChangedSince() throws {
+        let (pair, sentBefore) = try RangesTests.brokenOff()
         let more = pair.a.create("more", in: pair.a.file("fresh"))
         pair.a.write(more, noise(200_000, 8), at: 0)
         pair.a.rename(pair.a.file("fresh/new"), pair.a.file("fresh"), "new", to: .root, "new")
@@ -326,24 +332,15 @@ extension TestNode {
         pair.admit(to: pair.a, epoch: 3)
         pair.settle()
         #expect(pair.differences() == [])
-        let sent = first.bytesToB + (try #require(pair.wire).bytesToB)
+        let sent = sentBefore + (try #require(pair.wire).bytesToB)
         #expect(pair.a.kind == "ranges")
         #expect(sent < 30 << 20, "\(sent) bytes")
     }
 
     /// What was broken off cannot go on from a journal that is damaged where it would: the files are compared.
     @Test func whatWasBrokenOffIsNotContinuedFromADamagedJournal() throws {
-        let pair = try Pair.inSync(RangesTests.fill)
-        pair.cut()
-        pair.goAlone(pair.a, epoch: 3)
-        _ = RangesTests.change(pair.a)
+        let (pair, _) = try RangesTests.brokenOff()
         let base = pair.a.file("base")
-        for index in 0..<20 { pair.a.write(base, noise(1 << 20, UInt64(index)), at: UInt64(index) << 20) }
-        pair.a.fillJournal(base)
-        pair.connect()
-        let first = try #require(pair.wire)
-        pair.b.wait("half of it", seconds: 60) { _ in first.bytesToB > 12 << 20 }
-        pair.cut()
         #expect(pair.b.call { $0.link.isIncomplete })
         let common = pair.a.call { $0.log.core.last }
         pair.a.waitForSync(pair.a.write(base, noise(64 << 10, 4711), at: 5 << 20))
